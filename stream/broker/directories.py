@@ -1,0 +1,23 @@
+"""Where the broker's jars and state live on this machine."""
+
+import os
+import sys
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Directory of what can be downloaded again: `FRAUD_CACHE_DIR`, else the user's cache directory."""
+    return _chosen("FRAUD_CACHE_DIR", "XDG_CACHE_HOME", ".cache", "Library/Caches")
+
+
+def state_dir() -> Path:
+    """Directory of what outlives a command: `FRAUD_STATE_DIR`, else the user's state directory."""
+    return _chosen("FRAUD_STATE_DIR", "XDG_STATE_HOME", ".local/state", "Library/Application Support")
+
+
+def _chosen(variable: str, xdg_variable: str, linux: str, macos: str) -> Path:
+    if chosen := os.environ.get(variable):
+        return Path(chosen).expanduser().absolute()
+    if xdg := os.environ.get(xdg_variable):
+        return Path(xdg).expanduser().absolute() / "fraudstream"
+    return Path.home() / (macos if sys.platform == "darwin" else linux) / "fraudstream"

@@ -1,0 +1,20 @@
+"""Asks a broker for its metadata: the only sign of readiness that means it."""
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from stream.broker.ports import listens
+
+PROBE_TIMEOUT_S = 2.0
+
+
+def answers(bootstrap: str) -> bool:
+    """True if the broker at `host:port` (loopback) tells of at least one live broker within 2 s."""
+    # Without this look the client would print a refused connection for every try.
+    if not listens(int(bootstrap.rpartition(":")[2])):
+        return False
+    try:
+        admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 2, "socket.timeout.ms": 2_000})
+        return bool(admin.list_topics(timeout=PROBE_TIMEOUT_S).brokers)
+    except KafkaException:
+        return False
