@@ -5,7 +5,7 @@ Columns (`payments` in order of `event_time`, `labels` and `updates` in order of
     payments   payment_id, event_time, account_id, amount, currency; terminal_id and any other optional field
                of the payment contract
     labels     payment_id, account_id, observed_at, kind; any other optional field of the label contract
-    updates    payment_id, account_id, updated_at, kind; any other optional field of the update contract
+    updates    payment_id, account_id, observed_at, kind; any other optional field of the update contract
 
 Times are int64 UTC epoch ms, amounts int64 minor units. A null is an absent field, and so is a NaN. A column that no
 contract knows (`scenario`, a fraud flag) is *not* sent, so that no reader can ever learn from it; `Dataset.ignored`
@@ -22,10 +22,15 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
+import msgspec.inspect
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
+
+from topics.label import Label
+from topics.payment import TENANT_DEFAULT, Payment
+from topics.update import Update
 
 # pyarrow ships no types, and registers its compute functions at run time.
 Array: TypeAlias = Any
@@ -35,45 +40,47 @@ pc: Any = pyarrow.compute
 
 HOUR_MS: Final = 3_600_000
 BATCH_ROWS: Final = 8_192
-DEFAULT_TENANT: Final = "default"
 
 FieldType = Literal["text", "integer", "real", "boolean", "object"]
 
-_COMMON: Final[dict[str, FieldType]] = {"payment_id": "text", "account_id": "text", "tenant_id": "text"}
+
+def _field_type(kind: msgspec.inspect.Type) -> FieldType:
+    """How a column for a field of this type is read."""
+    match kind:
+        case msgspec.inspect.UnionType():
+            return _field_type(next(part for part in kind.types if not isinstance(part, msgspec.inspect.NoneType)))
+        case msgspec.inspect.Metadata():
+            return _field_type(kind.type)
+        case msgspec.inspect.IntType():
+            return "integer"
+        case msgspec.inspect.FloatType():
+            return "real"
+        case msgspec.inspect.BoolType():
+            return "boolean"
+        case msgspec.inspect.StructType() | msgspec.inspect.DictType():
+            return "object"
+        case _:
+            return "text"
 
 
-def _fields(**names: str) -> dict[str, FieldType]:
-    """Fields by type, each a string of names separated by blanks."""
-    out = dict(_COMMON)
-    for kind, text in names.items():
-        for name in text.split():
-            out[name] = kind  # type: ignore[assignment]
-    return out
+def contract_fields(contract: type[msgspec.Struct]) -> dict[str, FieldType]:
+    """The columns that a file of this contract may have.
+
+    >>> contract_fields(Label)["observed_at"]
+    'integer'
+    """
+    info = msgspec.inspect.type_info(contract)
+    assert isinstance(info, msgspec.inspect.StructType)
+    return {field.encode_name: _field_type(field.type) for field in info.fields}
 
 
-PAYMENT_FIELDS: Final = _fields(
-    text="currency mode operation parent_payment_id order_id customer_id direction initiator stored_credential"
-    " terminal_id merchant_id mcc merchant_country issuer_country channel scheme entry_mode funding billing_currency"
-    " three_ds eci avs cvv counterparty_id counterparty_bank payee_check device_id ip",
-    integer="event_time amount respond_by attempt billing_amount utc_offset_min schema_version",
-    real="latitude longitude",
-    boolean="liability_shift",
-    object="references attributes",
-)
-LABEL_FIELDS: Final = _fields(
-    text="kind reason_code dispute_id stage result fraud_type source",
-    integer="observed_at amount schema_version",
-    object="references",
-)
-UPDATE_FIELDS: Final = _fields(
-    text="kind by reason_code currency source",
-    integer="updated_at amount schema_version",
-    object="references",
-)
+PAYMENT_FIELDS: Final = contract_fields(Payment)
+LABEL_FIELDS: Final = contract_fields(Label)
+UPDATE_FIELDS: Final = contract_fields(Update)
 
 PAYMENT_TIME: Final = "event_time"
 LABEL_TIME: Final = "observed_at"
-UPDATE_TIME: Final = "updated_at"
+UPDATE_TIME: Final = "observed_at"
 
 EventKind = Literal["payment", "update", "label", "clock"]
 
@@ -117,7 +124,7 @@ _PAYMENTS: Final = _Shape(
     "payment", PAYMENT_TIME, ("payment_id", "event_time", "account_id", "amount", "currency"), PAYMENT_FIELDS
 )
 _LABELS: Final = _Shape("label", LABEL_TIME, ("payment_id", "account_id", "observed_at", "kind"), LABEL_FIELDS)
-_UPDATES: Final = _Shape("update", UPDATE_TIME, ("payment_id", "account_id", "updated_at", "kind"), UPDATE_FIELDS)
+_UPDATES: Final = _Shape("update", UPDATE_TIME, ("payment_id", "account_id", "observed_at", "kind"), UPDATE_FIELDS)
 
 
 def clock_record(observed_at_ms: int) -> Event:
@@ -127,7 +134,7 @@ def clock_record(observed_at_ms: int) -> Event:
     b'{"kind":"clock","observed_at":3600000}'
     """
     value = b'{"kind":"clock","observed_at":%d}' % observed_at_ms
-    return Event("clock", observed_at_ms, value, "", DEFAULT_TENANT)
+    return Event("clock", observed_at_ms, value, "", TENANT_DEFAULT)
 
 
 # ---------------------------------------------------------------------------------------------------- columns to JSON
@@ -381,13 +388,13 @@ class _File:
         accounts = _to_text(_storage(batch.column("account_id"), "account_id"), "account_id").to_pylist()
         if "tenant_id" in self.columns:
             tenants: Iterable[str] = (
-                tenant or DEFAULT_TENANT
+                tenant or TENANT_DEFAULT
                 for tenant in _to_text(_storage(batch.column("tenant_id"), "tenant_id"), "tenant_id").to_pylist()
             )
         else:
-            tenants = itertools.repeat(DEFAULT_TENANT)
-        kinds: Iterator[EventKind] = itertools.repeat(self.shape.kind)
-        return [Event(*row) for row in zip(kinds, times.tolist(), values, accounts, tenants, strict=False)]
+            tenants = itertools.repeat(TENANT_DEFAULT)
+        kinds: Iterator[Any] = itertools.repeat(self.shape.kind)
+        return list(map(Event, kinds, times.tolist(), values, accounts, tenants))
 
     def events(self, batch_rows: int) -> Iterator[Event]:
         """The rows as single events."""
