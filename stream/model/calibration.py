@@ -1,0 +1,147 @@
+"""From scores to probabilities: Platt's two numbers, fitted to the logits with which recent examples were met.
+
+J. Platt, "Probabilistic Outputs for Support Vector Machines" (1999). The logit that counts is the one before the
+example was learned, so no data is held back, and none is judged by a model that has seen it.
+"""
+
+import math
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.bits import kernel, sigmoid
+
+CAPACITY = 32_768
+FRAUDS_MIN = 100  # below it the uncertainty of the shift is more than 10 %: leave the logits alone
+PRIOR_FRAUDS = 20.0  # how many frauds' worth of belief there is in a slope of 1
+STEPS = 8
+SLOPE_MIN, SLOPE_MAX = 0.3, 2.0
+SHIFT_MAX = 4.0
+
+
+@kernel
+def _fit(
+    logit: NDArray[np.float64],
+    fraud: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    prior: float,
+    steps: int,
+    out: NDArray[np.float64],
+) -> None:
+    """Newton's method on the weighted log loss of slope * logit + shift, with `prior` on slope = 1."""
+    a = out[0]
+    b = out[1]
+    for _ in range(steps):
+        ga = prior * (a - 1.0)
+        gb = 0.0
+        haa = prior
+        hab = 0.0
+        hbb = 1e-9
+        for i in range(logit.shape[0]):
+            x = logit[i]
+            p = sigmoid(a * x + b)
+            g = weight[i] * (p - fraud[i])
+            h = weight[i] * p * (1.0 - p)
+            ga += g * x
+            gb += g
+            haa += h * x * x
+            hab += h * x
+            hbb += h
+        det = haa * hbb - hab * hab
+        if det <= 0.0:
+            break
+        da = (hbb * ga - hab * gb) / det
+        db = (haa * gb - hab * ga) / det
+        # Half a unit at a time: far from the optimum Newton's step overshoots.
+        scale = 1.0
+        size = max(abs(da), abs(db))
+        if size > 0.5:
+            scale = 0.5 / size
+        a -= scale * da
+        b -= scale * db
+        if size < 1e-7:
+            break
+    out[0] = a
+    out[1] = b
+
+
+@kernel
+def _expected(logit: NDArray[np.float64], weight: NDArray[np.float64], slope: float, shift: float) -> float:
+    total = 0.0
+    for i in range(logit.shape[0]):
+        total += weight[i] * sigmoid(slope * logit[i] + shift)
+    return total
+
+
+class CalibrationState(msgspec.Struct, frozen=True, array_like=True):
+    """The ring as plain bytes, and the fit to start from."""
+
+    at: int
+    logit: bytes
+    fraud: bytes
+    weight: bytes
+    fit: bytes
+
+
+class Calibration:
+    """A ring of the latest CAPACITY examples: logit before learning, truth, weight. Bounded: 0.8 MB."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self.capacity = capacity
+        self.at = 0  # examples ever added
+        self.logit = np.zeros(capacity)
+        self.fraud = np.zeros(capacity)
+        self.weight = np.zeros(capacity)
+        self.fitted = np.array([1.0, 0.0])
+
+    def add(self, logit: float, fraud: bool, weight: float) -> None:
+        """One example; the oldest makes room. Negative weights (what is taken back) are allowed."""
+        i = self.at % self.capacity
+        self.logit[i] = logit
+        self.fraud[i] = float(fraud)
+        self.weight[i] = weight
+        self.at += 1
+
+    def fit(self) -> tuple[float, float]:
+        """(slope, shift); (1, 0) while there are less than FRAUDS_MIN frauds or no legitimate payment."""
+        n = min(self.at, self.capacity)
+        fraud, weight = self.fraud[:n], self.weight[:n]
+        if float((fraud * weight).sum()) < FRAUDS_MIN or not ((1.0 - fraud) * weight).any():
+            return 1.0, 0.0
+        _fit(self.logit[:n], fraud, weight, PRIOR_FRAUDS, STEPS, self.fitted)
+        if not np.isfinite(self.fitted).all():
+            self.fitted[:] = (1.0, 0.0)
+        self.fitted[0] = min(max(float(self.fitted[0]), SLOPE_MIN), SLOPE_MAX)
+        self.fitted[1] = min(max(float(self.fitted[1]), -SHIFT_MAX), SHIFT_MAX)
+        return float(self.fitted[0]), float(self.fitted[1])
+
+    def expected_over_observed(self) -> float:
+        """Frauds that the logits in the ring, calibrated, expect over those in it; NaN if there are none."""
+        n = min(self.at, self.capacity)
+        observed = float((self.fraud[:n] * self.weight[:n]).sum())
+        if observed <= 0.0:
+            return math.nan
+        slope, shift = float(self.fitted[0]), float(self.fitted[1])
+        return _expected(self.logit[:n], self.weight[:n], slope, shift) / observed
+
+    def state(self) -> CalibrationState:
+        """All there is to it."""
+        n = min(self.at, self.capacity)
+        return CalibrationState(
+            self.at,
+            self.logit[:n].tobytes(),
+            self.fraud[:n].astype(np.uint8).tobytes(),
+            self.weight[:n].tobytes(),
+            self.fitted.tobytes(),
+        )
+
+    def resume(self, state: CalibrationState) -> None:
+        """Go on where `state` was taken."""
+        logit = np.frombuffer(state.logit, np.float64)
+        n = len(logit)
+        self.at = state.at
+        self.logit[:n] = logit
+        self.fraud[:n] = np.frombuffer(state.fraud, np.uint8)
+        self.weight[:n] = np.frombuffer(state.weight, np.float64)
+        self.fitted = np.frombuffer(state.fit, np.float64).copy()

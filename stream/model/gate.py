@@ -1,0 +1,87 @@
+"""May a new version replace the active one? Only if it is not worse, as far as the latest matured labels can tell."""
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.bits import kernel, softplus
+from stream.model.compiled import Compiled
+
+DEVIATIONS = 2.5  # an equal version is held in 0.6 % of cases, a tick's neighbours being alike
+LOSS_SLACK = 0.01  # and it may be this share worse: less than the drift of a day
+EXAMPLES_MIN = 20  # of each truth, or nothing can be said
+ALERT_SHARE = 0.01  # the active version's alerts, of the latest unlabelled payments
+ALERT_JUMP = 4.0  # by which factor they may grow
+ALERT_ROWS_MIN = 500
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gate found. `why` is empty if the version may pass.
+
+    `worse`: difference of the expected log loss a payment, new minus active; `deviation`: its standard error;
+    `alert_share`: of unlabelled payments, at the limit where the active version's is `active_alert_share`.
+    """
+
+    why: str
+    worse: float = 0.0
+    deviation: float = 0.0
+    alert_share: float = 0.0
+    active_alert_share: float = 0.0
+
+
+@kernel
+def _losses(logit: NDArray[np.float64], sign: float, out: NDArray[np.float64]) -> None:
+    for i in range(logit.shape[0]):
+        out[i] = softplus(sign * logit[i])
+
+
+def _loss(model: Compiled, rows: NDArray[np.float32], fraud: bool) -> NDArray[np.float64]:
+    _, logit = model.score(rows)
+    out = np.empty(len(logit))
+    _losses(logit, -1.0 if fraud else 1.0, out)
+    return out
+
+
+def judge(
+    new: Compiled,
+    active: Compiled | None,
+    *,
+    frauds: NDArray[np.float32],
+    legitimate: NDArray[np.float32],
+    unlabelled: NDArray[np.float32],
+    fraud_share: float,
+) -> Verdict:
+    """Compare two versions on the same rows (float32 [n, features]). `fraud_share`: of all payments, in 0..1.
+
+    Where the active version is none, or not ready, or of other features, any version passes.
+    """
+    if active is None or not active.ready or active.features_version != new.features_version:
+        return Verdict(why="")
+    if not new.ready:
+        return Verdict(why="not ready, but the active version is")
+    alert_share = active_alert_share = 0.0
+    if len(unlabelled) >= ALERT_ROWS_MIN:
+        was = np.sort(active.score(unlabelled)[1])
+        limit = was[int(len(was) * (1.0 - ALERT_SHARE))]
+        active_alert_share = float((was > limit).mean())
+        alert_share = float((new.score(unlabelled)[1] > limit).mean())
+    if min(len(frauds), len(legitimate)) < EXAMPLES_MIN:
+        worse = deviation = slack = 0.0
+    else:
+        on_fraud = _loss(active, frauds, True)
+        on_legitimate = _loss(active, legitimate, False)
+        fraud_change = _loss(new, frauds, True) - on_fraud
+        legitimate_change = _loss(new, legitimate, False) - on_legitimate
+        rest = 1.0 - fraud_share
+        worse = float(fraud_share * fraud_change.mean() + rest * legitimate_change.mean())
+        spread = fraud_share**2 * fraud_change.var() / len(frauds) + rest**2 * legitimate_change.var() / len(legitimate)
+        deviation = float(np.sqrt(spread))
+        slack = LOSS_SLACK * float(fraud_share * on_fraud.mean() + rest * on_legitimate.mean())
+    why = ""
+    if worse > DEVIATIONS * deviation + slack:
+        why = f"log loss a payment worse by {worse:.2e}, more than {DEVIATIONS} x {deviation:.2e} + {slack:.2e}"
+    elif alert_share > ALERT_JUMP * ALERT_SHARE:
+        why = f"alerts would jump from {active_alert_share:.2%} to {alert_share:.2%} of payments"
+    return Verdict(
+        why=why, worse=worse, deviation=deviation, alert_share=alert_share, active_alert_share=active_alert_share
+    )

@@ -1,0 +1,353 @@
+"""The learner: a state machine over examples that publishes model versions.
+
+Pure: what it learns depends on the calls and their order, and on nothing else. `to_bytes` is the whole state, and a
+learner restored from it goes on to the same bits.
+
+Corrections. Online learning cannot forget exactly. What an example taught is taken back to first order: the same
+example is learned with the negative of its weight, then with its new truth. At a confident prediction the two steps
+together have the size of one full error, where learning the opposite alone would be a step of almost nothing.
+"""
+
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.model.bins import CUTS, RENEWAL_ROWS, RESTART_ROWS, STRIDE, Sketch, SketchState, carried_over
+from stream.model.calibration import Calibration, CalibrationState
+from stream.model.compiled import Compiled, build
+from stream.model.gam import Gam, GamState
+from stream.model.gate import Verdict, judge
+from stream.model.pairs import COARSE, PAIR_STRIDE, keys_of
+from stream.model.ring import Ring, RingState
+
+PROVISIONAL_KINDS: Final = frozenset({"fraud_report"})
+PROVISIONAL_WEIGHT = 0.5  # an early report is right more often than not; the chargeback that follows replaces it
+MATURITY_SOURCE = "maturity"  # our own conclusion from silence; it has no cap
+
+FRAUDS_MIN = 50  # matured frauds before the model's word counts
+SOURCE_DAY_WEIGHT_MIN = 500.0  # a source may always teach this much a day,
+SOURCE_DAY_FACTOR = 3.0  # or this many times what it taught on an average day,
+SOURCE_DAY_MEMORY = 0.1  # where a day has this weight in the average
+SOURCES_MAX = 256  # further sources share one cap
+
+WAITING_MAX = 1_000  # examples that came before there were bins
+GATE_FRAUDS = 512
+GATE_LEGITIMATE = 2_048
+RECENT_UNLABELLED = 1_024
+SHARE_MEMORY = 1e-4  # a fraud's weight in the running shares of truth
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a learner is for. `pairs`: features by index whose coarse bins are crossed."""
+
+    features: int
+    features_version: int
+    pairs: tuple[tuple[int, int], ...] = ()
+    frauds_min: int = FRAUDS_MIN
+    seed: int = 1
+
+
+class Published(msgspec.Struct, frozen=True):
+    """A version that may decide from now on."""
+
+    compiled: Compiled
+    verdict: Verdict
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A version that the gate did not let pass; `verdict.why` says why. The active one stays."""
+
+    compiled: Compiled
+    verdict: Verdict
+
+
+class Source(msgspec.Struct, array_like=True):
+    """What a source of labels taught: on its latest day, and on an average day before."""
+
+    day: int
+    weight: float = 0.0
+    mean: float = 0.0
+
+
+class Waiting(msgspec.Struct, frozen=True, array_like=True):
+    """An example that came before there were bins."""
+
+    features: bytes
+    fraud: bool
+    weight: float
+
+
+class Counts(msgspec.Struct, kw_only=True):
+    """Counted since the first example."""
+
+    frauds: int = 0
+    legitimate: int = 0
+    corrections: int = 0
+    capped: int = 0
+    lost: int = 0  # came before there were bins, and too many were waiting
+    published: int = 0
+    held: int = 0
+    renewals: int = 0
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything, as plain bytes and numbers."""
+
+    settings: Settings
+    sketch: SketchState
+    gam: GamState
+    calibration: CalibrationState
+    cuts: bytes
+    has_cuts: bool
+    gate_frauds: RingState
+    gate_legitimate: RingState
+    recent: RingState
+    shares: tuple[float, float]
+    sources: dict[str, Source]
+    waiting: list[Waiting]
+    counts: Counts
+    active: bytes
+    ticked_steps: int
+
+
+class Learner:
+    """See the module. One writer; bounded: about 20 kB a feature, and 1 MB."""
+
+    def __init__(self, settings: Settings) -> None:
+        n = settings.features
+        if any(not 0 <= f < n for pair in settings.pairs for f in pair):
+            raise ValueError(f"a pair of {settings.pairs} names none of the {n} features")
+        self.settings = settings
+        self.pairs = np.array(settings.pairs, np.int32).reshape(-1, 2)
+        self.sketch = Sketch(n, seed=settings.seed)
+        self.cuts: NDArray[np.float32] | None = None
+        self.gam = Gam(n * STRIDE + len(self.pairs) * PAIR_STRIDE)
+        self.calibration = Calibration()
+        self.gate_frauds = Ring(GATE_FRAUDS, n)
+        self.gate_legitimate = Ring(GATE_LEGITIMATE, n)
+        self.recent = Ring(RECENT_UNLABELLED, n)
+        self.shares = (0.0, 0.0)  # running weight of legitimate payments, of frauds
+        self.sources: dict[str, Source] = {}
+        self.waiting: list[Waiting] = []
+        self.counts = Counts()
+        self.active: Compiled | None = None
+        self._ticked_steps = 0
+        self._keys = np.empty(n + len(self.pairs), np.int32)
+
+    def unlabelled(self, features: NDArray[np.float32]) -> None:
+        """One of the unlabelled hundredth: float32 [features], NaN = absent. Renews the bins when enough have come."""
+        self.sketch.add(features)
+        self.recent.add(features)
+        if self.sketch.rows in RENEWAL_ROWS:
+            self._renew_bins()
+
+    def example(
+        self, features: NDArray[np.float32], fraud: bool, weight: float, source: str, kind: str, *, day: int = 0
+    ) -> float:
+        """Learn one label with the features as they were at the decision. Returns the weight that it was given.
+
+        `weight` > 0: how many payments it stands for. `source`: who said so; `day`: of `observed_at`, in days since
+        1970, for the source's cap. `kind`: of the label; provisional kinds weigh less. To undo it later, `correct`
+        with the weight that was returned.
+        """
+        if not weight > 0.0:
+            raise ValueError(f"a weight above 0, got {weight}")
+        if kind in PROVISIONAL_KINDS:
+            weight *= PROVISIONAL_WEIGHT
+        weight = self._allowed(source, weight, day)
+        if weight > 0.0:
+            self._learn(features, fraud, weight)
+        return weight
+
+    def correct(
+        self,
+        features: NDArray[np.float32],
+        was_fraud: bool,
+        was_weight: float,
+        fraud: bool,
+        weight: float,
+        source: str,
+        kind: str,
+        *,
+        day: int = 0,
+    ) -> float:
+        """A label that came later, or was reversed: take back what was taught, teach what is known now.
+
+        `was_weight` is what `example` or `correct` returned (0: it was never learned). Returns the new weight.
+        """
+        if kind in PROVISIONAL_KINDS:
+            weight *= PROVISIONAL_WEIGHT
+        weight = self._allowed(source, weight, day)
+        if weight <= 0.0:
+            return was_weight if was_fraud == fraud else 0.0  # capped: what was known stays
+        self.counts.corrections += 1
+        if was_weight > 0.0:
+            self._learn(features, was_fraud, -was_weight)
+        self._learn(features, fraud, weight)
+        return weight
+
+    def tick(self, offset: int) -> Published | Held | None:
+        """A version of what was learned up to `offset` of `examples`; None if nothing was since the last tick."""
+        if self.cuts is None or self.gam.steps == self._ticked_steps:
+            return None
+        self._ticked_steps = self.gam.steps
+        compiled = self._compile(offset)
+        legitimate, frauds = self.shares
+        verdict = judge(
+            compiled,
+            self.active,
+            frauds=self.gate_frauds.rows,
+            legitimate=self.gate_legitimate.rows,
+            unlabelled=self.recent.rows,
+            fraud_share=frauds / (frauds + legitimate) if frauds + legitimate > 0.0 else 0.0,
+        )
+        if verdict.why:
+            self.counts.held += 1
+            return Held(compiled, verdict)
+        self.counts.published += 1
+        self.active = compiled
+        return Published(compiled, verdict)
+
+    def expected_over_observed(self) -> float:
+        """Frauds that the calibrated model expected over those that came, on recent examples. NaN without frauds."""
+        return self.calibration.expected_over_observed()
+
+    def _allowed(self, source: str, weight: float, day: int) -> float:
+        """What is left of the source's cap of that day. An older day counts as the latest."""
+        if source == MATURITY_SOURCE:
+            return weight
+        if source not in self.sources and len(self.sources) >= SOURCES_MAX:
+            source = ""
+        known = self.sources.setdefault(source, Source(day))
+        if day > known.day:
+            known.mean += SOURCE_DAY_MEMORY * (known.weight - known.mean)
+            for _ in range(min(day - known.day - 1, 365)):
+                known.mean -= SOURCE_DAY_MEMORY * known.mean
+            known.day, known.weight = day, 0.0
+        cap = max(SOURCE_DAY_WEIGHT_MIN, SOURCE_DAY_FACTOR * known.mean)
+        allowed = min(weight, cap - known.weight)
+        if allowed <= 0.0:
+            self.counts.capped += 1
+            return 0.0
+        known.weight += allowed
+        return allowed
+
+    def _learn(self, features: NDArray[np.float32], fraud: bool, weight: float) -> None:
+        if features.shape != (self.settings.features,):
+            raise ValueError(f"a row of {self.settings.features} features, got shape {features.shape}")
+        if self.cuts is None:
+            if len(self.waiting) < WAITING_MAX:
+                self.waiting.append(Waiting(features.astype(np.float32).tobytes(), fraud, weight))
+            else:
+                self.counts.lost += 1
+            return
+        keys_of(features, self.cuts, self.pairs, COARSE, self._keys)
+        logit = self.gam.learn(self._keys, fraud, weight)
+        self.calibration.add(logit, fraud, weight)
+        if weight <= 0.0:
+            return
+        legitimate, frauds = self.shares
+        if fraud:
+            self.counts.frauds += 1
+            self.gate_frauds.add(features)
+            self.shares = (legitimate * (1.0 - SHARE_MEMORY), frauds * (1.0 - SHARE_MEMORY) + weight)
+        else:
+            self.counts.legitimate += 1
+            self.gate_legitimate.add(features)
+            self.shares = (legitimate + weight, frauds)
+
+    def _renew_bins(self) -> None:
+        cuts = self.sketch.cuts()
+        if self.cuts is not None:
+            bins = self.settings.features * STRIDE
+            for per_bin in (self.gam.weights, self.gam.squares):
+                per_bin[:bins] = carried_over(self.sketch, self.cuts, cuts, per_bin[:bins])
+        self.cuts = cuts
+        self.counts.renewals += 1
+        if self.sketch.rows == RESTART_ROWS:
+            self.sketch.restart()
+        waiting, self.waiting = self.waiting, []
+        for example in waiting:
+            self._learn(np.frombuffer(example.features, np.float32), example.fraud, example.weight)
+
+    def _compile(self, offset: int) -> Compiled:
+        assert self.cuts is not None
+        n = self.settings.features
+        rows = self.recent.rows
+        baseline = np.zeros(n)
+        keys = np.empty((len(rows), n + len(self.pairs)), np.int32)
+        for i in range(len(rows)):
+            keys_of(rows[i], self.cuts, self.pairs, COARSE, keys[i])
+        if len(rows):
+            mean = _column_means(self.gam.weights[keys])
+            baseline += mean[:n]
+            for j, (one, other) in enumerate(self.pairs):
+                baseline[one] += mean[n + j] / 2.0
+                baseline[other] += mean[n + j] / 2.0
+        slope, shift = self.calibration.fit()
+        return build(
+            offset=offset,
+            features_version=self.settings.features_version,
+            ready=self.counts.frauds >= self.settings.frauds_min and self.counts.legitimate > 0,
+            frauds=self.counts.frauds,
+            cuts=self.cuts,
+            weights=self.gam.weights,
+            intercept=float(self.gam.intercept[0]),
+            baseline=baseline,
+            pairs=self.pairs,
+            slope=slope,
+            shift=shift,
+        )
+
+    def to_bytes(self) -> bytes:
+        """The whole state. `Learner.from_bytes(b)` then learns as this one would, to the bit."""
+        return msgspec.msgpack.encode(
+            State(
+                settings=self.settings,
+                sketch=self.sketch.state(),
+                gam=self.gam.state(),
+                calibration=self.calibration.state(),
+                cuts=b"" if self.cuts is None else self.cuts.tobytes(),
+                has_cuts=self.cuts is not None,
+                gate_frauds=self.gate_frauds.state(),
+                gate_legitimate=self.gate_legitimate.state(),
+                recent=self.recent.state(),
+                shares=self.shares,
+                sources=self.sources,
+                waiting=self.waiting,
+                counts=self.counts,
+                active=b"" if self.active is None else self.active.encode(),
+                ticked_steps=self._ticked_steps,
+            )
+        )
+
+    @classmethod
+    def from_bytes(cls, encoded: bytes) -> "Learner":
+        """The learner of these bytes. msgspec.DecodeError or ValueError if they are not one's."""
+        state = msgspec.msgpack.decode(encoded, type=State)
+        learner = cls(state.settings)
+        learner.sketch = Sketch.restore(state.sketch)
+        learner.gam.resume(state.gam)
+        learner.calibration.resume(state.calibration)
+        if state.has_cuts:
+            learner.cuts = np.frombuffer(state.cuts, np.float32).reshape(-1, CUTS).copy()
+        learner.gate_frauds.resume(state.gate_frauds)
+        learner.gate_legitimate.resume(state.gate_legitimate)
+        learner.recent.resume(state.recent)
+        learner.shares = state.shares
+        learner.sources = state.sources
+        learner.waiting = state.waiting
+        learner.counts = state.counts
+        learner.active = Compiled.decode(state.active) if state.active else None
+        learner._ticked_steps = state.ticked_steps
+        return learner
+
+
+def _column_means(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means whose bits do not depend on how numpy splits a sum: row by row."""
+    total = np.zeros(table.shape[1])
+    for row in table:
+        total += row
+    return total / len(table)
