@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.resources import files
@@ -111,7 +111,7 @@ def fetch(path: str, into: Path, received: Callable[[int], None]) -> Path:
     from requests import RequestException
 
     @contextmanager
-    def report(_name: str, _size_bytes: int) -> Iterator[Callable[[int], None]]:
+    def report(_name: str, _size_bytes: int) -> Generator[Callable[[int], None]]:
         yield received
 
     mirrors = GlobalSettings.load().repositories
@@ -135,7 +135,7 @@ def fetch(path: str, into: Path, received: Callable[[int], None]) -> Path:
 
 
 @contextmanager
-def _progress(jars: int) -> Iterator[tuple[Callable[[], None], Callable[[int], None]]]:
+def _progress(jars: int) -> Generator[tuple[Callable[[], None], Callable[[int], None]]]:
     """A progress bar on standard error, which leaves standard output to `--json`."""
     bar = Progress(
         TextColumn("{task.description}"),

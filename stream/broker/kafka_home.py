@@ -22,6 +22,8 @@ from stream.broker.server_properties import rendered
 
 FORMAT_TIMEOUT_S = 120
 TAIL_LINES = 15
+# A command of one second is over before a better compiler or collector pays.
+FORMAT_OPTIONS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class KafkaHome:
             return
         command = [
             *java_command(self, heap_mb=128),
+            *FORMAT_OPTIONS,
             "kafka.tools.StorageTool",
             "format",
             "--cluster-id",

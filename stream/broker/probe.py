@@ -14,7 +14,7 @@ def answers(bootstrap: str) -> bool:
     if not listens(int(bootstrap.rpartition(":")[2])):
         return False
     try:
-        admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 2, "socket.timeout.ms": 2_000})
+        admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0, "socket.timeout.ms": 2_000})
         return bool(admin.list_topics(timeout=PROBE_TIMEOUT_S).brokers)
     except KafkaException:
         return False

@@ -65,6 +65,9 @@ def server_properties(
         "share.coordinator.state.topic.num.partitions": "4",
         "group.initial.rebalance.delay.ms": "0",
         "group.min.session.timeout.ms": "1000",
+        # A broker that was killed may register again only when its former session has run out: 9 s by default.
+        "broker.session.timeout.ms": "4000",
+        "broker.heartbeat.interval.ms": "1000",
         # The default, 128 MB, would be a quarter of the heap; our compacted topics are small.
         "log.cleaner.dedupe.buffer.size": "16777216",
         "num.network.threads": "2",
