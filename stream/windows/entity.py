@@ -55,9 +55,10 @@ def _compiled() -> dict[str, Any]:
     i8, f8, f4 = numba.int64, numba.float64, numba.float32
     ints, floats, singles = i8[::1], f8[::1], f4[::1]
     shared = (ints, floats, ints, ints, ints, floats, ints)
-    rows = (numba.int32[::1], ints, ints, ints, ints, numba.int32[::1], numba.int32[::1], singles, singles, ints)
+    codes, flags = numba.int32[::1], numba.boolean[::1]
+    rows = (codes, ints, ints, ints, ints, codes, codes, singles, singles, ints, flags)
     signatures: dict[str, tuple[Any, ...]] = {
-        "observe": (i8, i8, i8, i8, *shared, ints, floats, numba.uint8[::1], *rows, numba.boolean[::1], singles, singles),
+        "observe": (i8, i8, i8, i8, *shared, ints, floats, numba.uint8[::1], *rows, singles, singles),
         "label": (i8, i8, i8, i8, i8, ints, ints, ints, ints),
         "pack_all": (ints, ints, ints, ints, ints, ints, ints),
         "unpack_all": (i8, ints, ints, ints, ints, ints, ints, ints, ints),
@@ -67,7 +68,7 @@ def _compiled() -> dict[str, Any]:
         if hasattr(dispatcher, "disable_compile"):
             dispatcher.compile(signature)
             dispatcher.disable_compile()
-    return vars(kernel)
+    return dict(vars(kernel))
 
 
 @cache
@@ -90,10 +91,10 @@ class EntityWindows:
     """Recent payments of many entities (accounts or terminals: same code), as flat arrays.
 
     Each entity has a ring of its latest payments, in power-of-two sizes, in order of event time; ties in order of
-    arrival. It is exact over the last `entries_max` payments of the last `history_ms`. What leaves a full ring is folded
-    into panes of 1/24 of each window, so counts, sums and maxima stay right to one pane, while distinct counts, habits
-    and label features see the ring only (frauds: also the 64 latest that were folded). So a payment costs at most one
-    scan of `entries_max` entries and of the panes.
+    arrival. It is exact over the last `entries_max` payments of the last `history_ms`. What leaves a full ring is
+    folded into panes of 1/24 of each window, so counts, sums and maxima stay right to one pane, while distinct counts,
+    habits and label features see the ring only (frauds: also the 64 latest that were folded). So a payment costs at
+    most one scan of `entries_max` entries and of the panes.
 
     Bounds: an entity holds at most 48 bytes * `entries_max`, and `kernel.BLOCK` words once it overflowed; how many
     entities are in memory is the caller's choice (`evict`).
@@ -108,7 +109,7 @@ class EntityWindows:
             raise ValueError("history_ms must hold the longest window")
         self.entries_max = entries_max
         self.history_ms = history_ms
-        self.plain = plain or bool(numba.config.DISABLE_JIT)  # pyright: ignore[reportAttributeAccessIssue]
+        self.plain = plain or bool(getattr(numba, "config").DISABLE_JIT)  # noqa: B009 (numba does not declare it)
         self._kernel: dict[str, Any] = _plain() if self.plain else _compiled()
         self._size_max = entries_max.bit_length() - 1
         self._slot_of: dict[bytes, int] = {}
@@ -299,8 +300,8 @@ class EntityWindows:
         """(key, value) of each entity changed since the last export, and of `STORE_KEY` when that changed.
 
         A value is little-endian 64-bit words: version (16 bits) | entries (32 bits) | has a hot block (1 bit);
-        first seen, ms; habit count; outliers in a row; habit mean and variance (f64); then for each entry, oldest first,
-        time ms, amount, other, tag, observed_at ms, position; then the hot block (layout: `stream/windows/kernel.py`).
+        first seen, ms; habit count; outliers in a row; habit mean and variance (f64); then for each entry, oldest
+        first, time ms, amount, other, tag, observed_at ms, position; then the hot block (layout: `stream/windows/kernel.py`).
         The store's value is the event time of its first payment, ms.
         """
         exported: list[tuple[bytes, bytes]] = []
@@ -326,7 +327,7 @@ class EntityWindows:
         self._dirty[slots] = 0
         return exported
 
-    def _view(self, array: NDArray[Any]) -> Any:
+    def _view(self, array: Any) -> Any:
         return memoryview(array) if self.plain else array
 
     def _import(self, slots: list[int], values: list[bytes]) -> None:

@@ -518,10 +518,8 @@ def observe(
             if where >= 0 and previous_at < 0 and tag & HAS_POSITION != 0:
                 previous_at = at
                 previous_ms = time
-            fraud = False
-            if tag & FRAUD != 0:
-                observed = marks[at * MARK]
-                fraud = observed <= t
+            observed = marks[at * MARK] if tag & FRAUD != 0 else t + 1
+            fraud = observed <= t
             if fraud:
                 known_last = max(known_last, observed)
                 if time > t - WINDOWS_MS[4]:
