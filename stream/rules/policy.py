@@ -11,9 +11,9 @@ from msgspec import Struct
 from stream.rules.canonical import canonical_json, version_of
 from stream.rules.compiled import CompiledRules
 from stream.rules.errors import RulesRefused
+from topics.decision import PolicyMode
 
 Verdict = Literal["approve", "challenge", "review", "decline"]
-Mode = Literal["shadow", "enforce"]
 
 POLICY_BYTES_MAX: Final = 4_096
 MATURED_FRAUDS_MAX: Final = 1_000_000_000
@@ -37,7 +37,7 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     challenge_from: float | None = 0.2
     review_from: float | None = 0.5
     decline_from: float | None = 0.8
-    mode: Mode = "shadow"
+    mode: PolicyMode = "shadow"
     matured_frauds_min: int = 100
     layout: Literal[1] = 1
 
@@ -139,7 +139,7 @@ def verdicts(
     return codes
 
 
-def outcome(verdict: Verdict, mode: Mode) -> Verdict:
+def outcome(verdict: Verdict, mode: PolicyMode) -> Verdict:
     """What blockers shall do: in shadow everything goes through."""
     return verdict if mode == "enforce" else "approve"
 

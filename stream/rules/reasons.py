@@ -5,8 +5,7 @@ from typing import Final
 
 from stream.rules.compiled import CompiledRules
 from stream.rules.ruleset import Action
-
-REASONS_MAX: Final = 5
+from topics.decision import REASONS_MAX
 
 _BY_SEVERITY: Final[tuple[Action, ...]] = ("decline", "review", "challenge")
 

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.rules.compiled import CompiledRules, compile_rules
-from stream.rules.reasons import REASONS_MAX, reason_codes
+from stream.rules.reasons import reason_codes
 from stream.rules.ruleset import Condition, Rule, RuleSet
+from topics.decision import REASONS_MAX
 
 ACTIONS = ("challenge", "decline", "review", "decline", "review", "challenge", "decline")
 

@@ -1,0 +1,100 @@
+"""Each default rule: silent at its limits, and speaks one above."""
+
+from typing import Final
+
+import numpy as np
+import pytest
+
+from stream.features import MODEL_NAMES
+from stream.rules.compiled import CompiledRules, compile_rules
+from stream.rules.defaults import DEFAULT_RULES
+from stream.rules.ruleset import Condition, canonical_bytes, decode_ruleset
+
+RULES: Final[CompiledRules] = compile_rules(DEFAULT_RULES, MODEL_NAMES)
+
+# Rule -> a payment on which it speaks. Every other feature is absent.
+SPEAKS: Final[dict[str, dict[str, float]]] = {
+    "account_at_risk_amount": {
+        "account_frauds_known_30d_count": 2,
+        "account_amount_ratio": 4.5,
+        "account_amount_z": 6,
+    },
+    "account_at_risk": {"account_frauds_known_30d_count": 2, "account_amount_ratio": 3},
+    "terminal_fraud_run": {"terminal_fraud_run_count": 3},
+    "terminal_fraud_share": {"terminal_fraud_28d_share": 0.4, "terminal_frauds_last_5_count": 2},
+    "amount_above_habit": {"account_amount_ratio": 5, "account_amount_z": 5, "amount": 15_000},
+    "new_account_large_amount": {"account_age_s": 0, "amount": 60_000, "account_coverage_30d_share": 1},
+    "velocity_1h": {"account_payments_1h_count": 11},
+    "velocity_5m": {"account_payments_5m_count": 6},
+    "impossible_travel": {"account_speed_kmh": 2_000, "account_distance_km": 900},
+}
+
+
+def _hits(features: dict[str, float]) -> set[str]:
+    row = np.full((1, len(MODEL_NAMES)), np.nan, dtype=np.float32)
+    for name, value in features.items():
+        row[0, MODEL_NAMES.index(name)] = value
+    mask = int(RULES.evaluate(row)[0][0])
+    return {code for index, code in enumerate(RULES.codes) if mask >> index & 1}
+
+
+def _just_silent(condition: Condition) -> float:
+    """The value nearest to the limit on which this condition does not hold."""
+    limit = np.float32(condition.value)
+    if condition.op in ("gt", "lt"):
+        return float(limit)
+    return float(np.nextafter(limit, np.float32(-np.inf if condition.op == "ge" else np.inf)))
+
+
+def _just_speaks(condition: Condition) -> float:
+    limit = np.float32(condition.value)
+    if condition.op in ("ge", "le"):
+        return float(limit)
+    return float(np.nextafter(limit, np.float32(np.inf if condition.op == "gt" else -np.inf)))
+
+
+def test_every_default_rule_has_an_example() -> None:
+    assert set(SPEAKS) == set(RULES.codes)
+
+
+@pytest.mark.parametrize("code", SPEAKS)
+def test_a_rule_speaks_on_its_example(code: str) -> None:
+    assert code in _hits(SPEAKS[code])
+
+
+CONDITIONS: Final = [(rule.code, index) for rule in DEFAULT_RULES.rules for index in range(len(rule.when))]
+
+
+@pytest.mark.parametrize(("code", "index"), CONDITIONS)
+def test_a_rule_is_silent_at_each_limit_and_speaks_one_above(code: str, index: int) -> None:
+    condition = next(rule for rule in DEFAULT_RULES.rules if rule.code == code).when[index]
+    assert code not in _hits(SPEAKS[code] | {condition.feature: _just_silent(condition)})
+    assert code in _hits(SPEAKS[code] | {condition.feature: _just_speaks(condition)})
+
+
+@pytest.mark.parametrize(("code", "index"), CONDITIONS)
+def test_a_rule_is_silent_when_a_feature_is_absent(code: str, index: int) -> None:
+    condition = next(rule for rule in DEFAULT_RULES.rules if rule.code == code).when[index]
+    assert code not in _hits(SPEAKS[code] | {condition.feature: float("nan")})
+
+
+def test_nothing_is_known_and_nothing_speaks() -> None:
+    assert _hits({}) == set()
+
+
+def test_an_ordinary_payment_hits_nothing() -> None:
+    ordinary = dict.fromkeys(MODEL_NAMES, 0.0) | {
+        "account_payments_5m_count": 1, "account_payments_1h_count": 1, "account_age_s": 8e6, "amount": 4_500,
+        "account_amount_ratio": 1.1, "account_amount_z": 0.3, "account_coverage_30d_share": 1,
+        "terminal_fraud_28d_share": 0.01, "account_speed_kmh": 30, "account_distance_km": 4,
+    }  # fmt: skip
+    assert _hits(ordinary) == set()
+
+
+def test_the_cold_start_is_not_mistaken_for_new_accounts() -> None:
+    cold = SPEAKS["new_account_large_amount"] | {"account_coverage_30d_share": 0.1}
+    assert _hits(cold) == set()
+
+
+def test_the_defaults_travel_as_json() -> None:
+    assert decode_ruleset(canonical_bytes(DEFAULT_RULES)) == DEFAULT_RULES
