@@ -66,8 +66,8 @@ _GROUP = re.compile(r"[0-9]+")
 _BETWEEN = re.compile(r"[ \-]{1,3}")
 _ENOUGH = re.compile(r"[0-9](?:[ \-]{0,3}[0-9]){12}")
 
-_CLASS = bytes(0x30 if 0x30 <= byte <= 0x39 else 0x20 for byte in range(256))
-_THIRTEEN = b"0" * DIGITS_MIN
+DIGIT_CLASS: Final = bytes(0x30 if 0x30 <= byte <= 0x39 else 0x20 for byte in range(256))
+THIRTEEN_DIGITS: Final = b"0" * DIGITS_MIN
 
 
 def luhn(digits: str) -> bool:
@@ -99,7 +99,7 @@ def digit_runs(raw: bytes) -> int:
 
     A payload whose numbers alone explain this count holds no card number in ASCII.
     """
-    return raw.translate(_CLASS, b" -").count(_THIRTEEN)
+    return raw.translate(DIGIT_CLASS, b" -").count(THIRTEEN_DIGITS)
 
 
 def find_card_number(text: str) -> tuple[int, int] | None:

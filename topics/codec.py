@@ -20,7 +20,7 @@ from msgspec import Struct
 from msgspec.json import Decoder
 from msgspec.structs import replace
 
-from topics.cards import digit_runs, find_card_number
+from topics.cards import DIGIT_CLASS, DIGITS_MIN, THIRTEEN_DIGITS, digit_runs, find_card_number
 from topics.currencies import CURRENCIES
 from topics.label import Label
 from topics.limits import Limits
@@ -63,12 +63,11 @@ _decode_payment = Decoder(Payment).decode
 _decode_label = Decoder(Label).decode
 _decode_update = Decoder(Update).decode
 _decode_any = Decoder(Any).decode
-_decode_version = Decoder(dict[str, Any]).decode
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 
 _MAP16: Final = 0xDE
 _EPOCH_MS_13: Final = 10**12
-_EPOCH_MS_14: Final = 10**13
+_UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _TAIL_RESPOND_BY: Final = b"\xaarespond_by"
 _TAIL_ATTEMPT: Final = b"\xa7attempt"
 
@@ -91,47 +90,93 @@ def parse_payment(raw: bytes | None, limits: Limits) -> Parsed | Refusal:
 
     What needs more than the record is decided by a stage: a time in the future, too old, a contradiction.
     """
+    # Written out in one piece: calls and second looks at the bytes are most of what it would cost.
+    if raw is None:
+        return _parse_payment_carefully(raw, limits)
     try:
-        payment = _decode_payment(raw)  # type: ignore[arg-type]
-        if (
-            payment.currency in CURRENCIES
-            and payment.amount <= limits.amount_max
-            and (payment.billing_currency is None or payment.billing_currency in CURRENCIES)
-            and (payment.billing_amount is None or payment.billing_amount <= limits.amount_max)
-            and payment.schema_version <= SCHEMA_VERSION
-            and len(raw) <= limits.payload_bytes_max  # type: ignore[arg-type]
-            and (payment.tenant_id is TENANT_DEFAULT or payment.tenant_id != TENANT_DEFAULT)
-        ):
-            canonical = _encode(payment)
-            if _proves_keys(payment, canonical, raw) and _proves_text(payment, raw):  # type: ignore[arg-type]
-                return Parsed(payment, canonical, _fingerprint_source(payment, canonical), 0)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError):
-        pass
-    return _parse_payment_carefully(raw, limits)
-
-
-def _proves_keys(payment: Payment, canonical: bytes, raw: bytes) -> bool:
-    """Whether `raw` holds no key twice and none that is unknown."""
-    keys = (canonical[1] << 8) | canonical[2]
-    if payment.attributes is not None:
-        keys += len(payment.attributes)
-    if payment.references is not None:
-        references = payment.references
-        keys += (references.arn is not None) + (references.rrn is not None) + (references.network_id is not None)
-    return raw.count(b":") == keys
-
-
-def _proves_text(payment: Payment, raw: bytes) -> bool:
-    """Whether no text in `raw` can hold a card number or NUL: no escapes, and no long run of digits but the times."""
-    if not raw.isascii() or b"\\" in raw or b"%" in raw:
-        return False
+        payment = _decode_payment(raw)
+    except _UNDECODABLE:
+        return _parse_payment_carefully(raw, limits)
+    if payment.tenant_id is not TENANT_DEFAULT and payment.tenant_id == TENANT_DEFAULT:
+        payment = _with_default_tenant(payment)
+    amount_max = limits.amount_max
     respond_by = payment.respond_by
+    if (
+        payment.currency not in CURRENCIES
+        or payment.amount > amount_max
+        or payment.schema_version > SCHEMA_VERSION
+        or len(raw) > limits.payload_bytes_max
+        or (payment.billing_currency is not None and payment.billing_currency not in CURRENCIES)
+        or (payment.billing_amount is not None and payment.billing_amount > amount_max)
+    ):
+        return _parse_payment_carefully(raw, limits)
+    canonical = _encode(payment)
+    keys = canonical[1] << 8 | canonical[2]
+    if payment.attributes is not None or payment.references is not None:
+        keys += _nested_keys(payment)
+    # No long run of digits but the times: no card number. No escape: no NUL, nor anything that is hidden.
     times = (payment.event_time >= _EPOCH_MS_13) + (respond_by is not None and respond_by >= _EPOCH_MS_13)
-    return digit_runs(raw) == times
+    unknown = 0
+    if not (
+        raw.count(b":") == keys
+        and raw.translate(DIGIT_CLASS, b" -").count(THIRTEEN_DIGITS) == times
+        and raw.isascii()
+        and b"\\" not in raw
+        and b"%" not in raw
+    ):
+        unknown = _look_closer(raw, limits, _PAYMENT_KEYS, times)
+        if unknown < 0:
+            return _parse_payment_carefully(raw, limits)
+    if respond_by is None and payment.attempt is None:
+        return Parsed(payment, canonical, canonical, unknown)
+    return Parsed(payment, canonical, _without_tail(payment, canonical), unknown)
 
 
-def _fingerprint_source(payment: Payment, canonical: bytes) -> bytes:
-    """`canonical` without what may differ when the same payment is sent again; the same object if nothing is set."""
+def _nested_keys(payment: Payment) -> int:
+    keys = 0 if payment.attributes is None else len(payment.attributes)
+    references = payment.references
+    if references is not None:
+        keys += (references.arn is not None) + (references.rrn is not None) + (references.network_id is not None)
+    return keys
+
+
+def _look_closer(raw: bytes, limits: Limits, keys: frozenset[str], times: int) -> int:
+    """The number of unknown fields of a record that was decoded; -1 if the careful road must look at it.
+
+    `times`: how many of its numbers have 13 digits or more, at least.
+    """
+    if raw.count(b"{") + raw.count(b"[") > limits.nesting_max:
+        return -1
+    try:
+        tree = _decode_any(raw)
+    except _UNDECODABLE:
+        return -1
+    if not _is_unique(raw, tree) or (not _proves_text(raw, times) and _holds_suspect(tree, b"\\" in raw)):
+        return -1
+    return _unknown(tree, keys)
+
+
+def _proves_text(raw: bytes, times: int) -> bool:
+    return raw.isascii() and b"\\" not in raw and b"%" not in raw and digit_runs(raw) == times
+
+
+def _holds_suspect(tree: Any, escapes: bool) -> bool:
+    """Whether a text in `tree` has a NUL or what may be a card number; bounded by `nesting_max`."""
+    if isinstance(tree, str):
+        return (escapes and "\0" in tree) or (len(tree) >= DIGITS_MIN and find_card_number(tree) is not None)
+    if isinstance(tree, dict):
+        for key, value in cast("dict[str, Any]", tree).items():
+            if (len(key) >= DIGITS_MIN or escapes) and _holds_suspect(key, escapes):
+                return True
+            if isinstance(value, (str, dict, list)) and _holds_suspect(value, escapes):
+                return True
+    elif isinstance(tree, list):
+        return any(_holds_suspect(value, escapes) for value in cast("list[Any]", tree))
+    return False
+
+
+def _without_tail(payment: Payment, canonical: bytes) -> bytes:
+    """`canonical` without what may differ when the same payment is sent again."""
     cut = 0
     position = len(canonical)
     # The tail holds nothing but these keys and integers, so the last occurrence is the key itself.
@@ -147,20 +192,22 @@ def _fingerprint_source(payment: Payment, canonical: bytes) -> bytes:
     return canonical[:1] + keys.to_bytes(2, "big") + canonical[3:position]
 
 
+def _with_default_tenant(value: Any) -> Any:
+    """msgspec leaves a default out of the canonical bytes by identity, not by value."""
+    return replace(value, tenant_id=TENANT_DEFAULT)
+
+
 assert SCHEMA_VERSION == 1, "a `schema_version` that is not the default is one more field to cut"
 
 
 def parse_label(raw: bytes | None, limits: Limits) -> ParsedLabel | Refusal:
     """The label in `raw`, or why it is refused. Never raises."""
     try:
-        label, unknown = _parse_carefully(raw, limits, _decode_label, _LABEL_KEYS)
+        label, unknown = _parse(raw, limits, _decode_label, _LABEL_KEYS)
         if label.kind != "clock":
-            if label.payment_id is None:
-                _refuse(Cause.MISSING_FIELD, "$.payment_id", "missing required field payment_id")
-            if label.account_id is None:
-                _refuse(Cause.MISSING_FIELD, "$.account_id", "missing required field account_id")
-        if label.tenant_id == TENANT_DEFAULT:
-            label = replace(label, tenant_id=TENANT_DEFAULT)
+            for field in ("payment_id", "account_id"):
+                if getattr(label, field) is None:
+                    _refuse(Cause.MISSING_FIELD, f"$.{field}", f"missing required field {field}")
         return ParsedLabel(label, _encode(label), unknown)
     except _Refused as refused:
         return refused.refusal
@@ -169,9 +216,7 @@ def parse_label(raw: bytes | None, limits: Limits) -> ParsedLabel | Refusal:
 def parse_update(raw: bytes | None, limits: Limits) -> ParsedUpdate | Refusal:
     """The update in `raw`, or why it is refused. Never raises."""
     try:
-        update, unknown = _parse_carefully(raw, limits, _decode_update, _UPDATE_KEYS)
-        if update.tenant_id == TENANT_DEFAULT:
-            update = replace(update, tenant_id=TENANT_DEFAULT)
+        update, unknown = _parse(raw, limits, _decode_update, _UPDATE_KEYS)
         return ParsedUpdate(update, _encode(update), unknown)
     except _Refused as refused:
         return refused.refusal
@@ -180,13 +225,26 @@ def parse_update(raw: bytes | None, limits: Limits) -> ParsedUpdate | Refusal:
 def _parse_payment_carefully(raw: bytes | None, limits: Limits) -> Parsed | Refusal:
     try:
         payment, unknown = _parse_carefully(raw, limits, _decode_payment, _PAYMENT_KEYS)
-        if payment.tenant_id == TENANT_DEFAULT:
-            # msgspec leaves a default out of the canonical bytes by identity, not by value.
-            payment = replace(payment, tenant_id=TENANT_DEFAULT)
         canonical = _encode(payment)
-        return Parsed(payment, canonical, _fingerprint_source(payment, canonical), unknown)
+        return Parsed(payment, canonical, _without_tail(payment, canonical), unknown)
     except _Refused as refused:
         return refused.refusal
+
+
+def _parse(raw: bytes | None, limits: Limits, decode: Any, keys: frozenset[str]) -> tuple[Any, int]:
+    """As `_parse_carefully`, which it leaves the naming of causes to."""
+    if raw is not None and len(raw) <= limits.payload_bytes_max:
+        try:
+            value = decode(raw)
+            _check_money(value, limits)
+        except (*_UNDECODABLE, _Refused):
+            return _parse_carefully(raw, limits, decode, keys)
+        if (
+            value.schema_version <= SCHEMA_VERSION
+            and (unknown := _look_closer(raw, limits, keys, int(value.observed_at >= _EPOCH_MS_13))) >= 0
+        ):
+            return (_with_default_tenant(value) if value.tenant_id == TENANT_DEFAULT else value), unknown
+    return _parse_carefully(raw, limits, decode, keys)
 
 
 # The careful road.
@@ -219,6 +277,8 @@ def _parse_carefully(raw: bytes | None, limits: Limits, decode: Any, keys: froze
     except msgspec.MsgspecError as error:
         raise _refusal_of(str(error)) from None
     _check_money(value, limits)
+    if value.tenant_id == TENANT_DEFAULT:
+        value = _with_default_tenant(value)
     return value, _unknown(cast("dict[str, Any]", tree), keys)
 
 
@@ -257,13 +317,17 @@ def _tree(raw: bytes) -> Any:
 
 
 def _check_keys(raw: bytes, tree: Any) -> None:
+    if not _is_unique(raw, tree):
+        json.loads(raw, object_pairs_hook=_without_duplicates, parse_int=_no_number, parse_float=_no_number)
+
+
+def _is_unique(raw: bytes, tree: Any) -> bool:
+    """Whether the bytes prove that no key stands twice in an object; False: they don't."""
     distinct = _count_keys(tree)
     if raw.count(b":") == distinct:
-        return
-    # `":` counts keys and what escapes in texts look like it, unless blanks stand before a colon.
-    if raw.count(b'":') == distinct and not any(blank in raw for blank in (b" :", b"\t:", b"\n:", b"\r:")):
-        return
-    json.loads(raw, object_pairs_hook=_without_duplicates, parse_int=_no_number, parse_float=_no_number)
+        return True
+    # `":` ends keys, and in texts what is escaped may look like it: not fewer than keys if no blank is between.
+    return raw.count(b'":') == distinct and not any(blank in raw for blank in (b" :", b"\t:", b"\n:", b"\r:"))
 
 
 def _count_keys(tree: Any) -> int:
@@ -295,7 +359,7 @@ def _check_texts(tree: Any, exempt: tuple[str, ...]) -> None:
         if "\0" in text:
             _refuse(Cause.NUL_CHARACTER, path, "NUL character")
     for path, text in _texts(tree, "$"):
-        if len(text) >= 13 and not _is_exempt(path[2:], exempt) and find_card_number(text) is not None:
+        if len(text) >= DIGITS_MIN and not _is_exempt(path[2:], exempt) and find_card_number(text) is not None:
             _refuse(
                 Cause.CARD_NUMBER,
                 path,
