@@ -26,6 +26,7 @@ Memory is bounded by `StoreMemory`, shared by all stores of a process.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -55,7 +56,7 @@ from rocksdict import (
 )
 
 from stream.errors import OperatorError
-from stream.stages.state import Changes
+from stream.stages.state import HIGHEST, Changes
 
 # StoreError                      something is wrong with one store's directory
 # ├── StoreCorrupt                its bytes are not what was written: set it aside, restore a snapshot
@@ -193,24 +194,10 @@ class RocksStore:
 
     def scan(self, low: bytes, high: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """The first `limit` pairs with low <= key < high, ascending. Raises `StoreCorrupt`, `StoreClosed`."""
-        high = min(high, RESERVED)
-        found: list[tuple[bytes, bytes]] = []
-        if low >= high or limit <= 0:
-            return found
         try:
-            bounded = ReadOptions()
-            bounded.set_iterate_upper_bound(high)
-            at = self._db.iter(bounded)
-            at.seek(low)
-            while at.valid():
-                found.append((cast("bytes", at.key()), cast("bytes", at.value())))
-                if len(found) == limit:
-                    return found
-                at.next()
-            at.status()  # an iterator that met a bad block is "not valid", as at its end: ask which it was
+            return _pairs(self._db, low, min(high, RESERVED), limit)
         except Exception as error:
             raise self._error(error) from error
-        return found
 
     def write(
         self,
@@ -300,11 +287,14 @@ class RocksStore:
             low = page[-1][0] + b"\x00"
 
     def close(self) -> None:
-        """Let go of files, threads and memory. Again: nothing. The memtable stays in the log."""
+        """Let go of files, threads and memory; never raises. Called again it does nothing."""
         with self._writing:
             if not self._closed:
                 self._closed = True
-                self._db.close()
+                # rocksdict flushes the memtable first and reports what hinders it, a bad block met by a compaction,
+                # or a full disk. The handle is gone all the same, and the log still holds what was not flushed.
+                with contextlib.suppress(Exception):
+                    self._db.close()
 
     def __enter__(self) -> RocksStore:
         return self
@@ -377,6 +367,27 @@ def _write_rocksdict_config(directory: Path) -> None:
         config.unlink()
 
 
+def _pairs(db: Rdict, low: bytes, high: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+    """The first `limit` pairs with low <= key < high."""
+    found: list[tuple[bytes, bytes]] = []
+    if low >= high or limit <= 0:
+        return found
+    bounded = ReadOptions()
+    bounded.set_iterate_upper_bound(high)
+    at = db.iter(bounded)
+    try:
+        at.seek(low)
+        while at.valid():
+            found.append((cast("bytes", at.key()), cast("bytes", at.value())))
+            if len(found) == limit:
+                return found
+            at.next()
+        at.status()  # an iterator that met a bad block is "not valid", as it is at its end: ask which it was
+    finally:
+        del at  # an iterator in the traceback of an exception would keep the database open after `close`
+    return found
+
+
 # --- the ring of batch numbers ----------------------------------------------------------------------------------
 
 
@@ -386,22 +397,14 @@ def _ring_key(number: int) -> bytes:
 
 def _last_batch(db: Rdict, directory: Path) -> int:
     """The number of the last batch, after a look whether those before it are all there. Raises `StoreCorrupt`."""
-    at = db.iter()
-    at.seek(RESERVED)
-    seen: list[int] = []
-    while at.valid():
-        seen.append(int.from_bytes(cast("bytes", at.value()), "big"))
-        at.next()
-    at.status()
+    seen = [int.from_bytes(value, "big") for _, value in _pairs(db, RESERVED, HIGHEST, BATCH_RING)]
     last = max(seen, default=0)
     expected = set(range(max(1, last - BATCH_RING + 1), last + 1))
     if set(seen) != expected:
         lost = sorted(expected - set(seen))
         raise StoreCorrupt(f"{directory}: batches {lost[:3]}... of {last} are missing ({len(lost)} in all)")
-    if last == 0:
-        at.seek_to_first()
-        if at.valid():
-            raise StoreCorrupt(f"{directory}: has keys, but no batch was ever written")
+    if last == 0 and _pairs(db, b"", RESERVED, 1):
+        raise StoreCorrupt(f"{directory}: has keys, but no batch was ever written")
     return last
 
 
