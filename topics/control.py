@@ -1,0 +1,106 @@
+"""Everything that people and controllers may change: topic `control`, one partition, kept for ever."""
+
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from topics.payment import TENANT_DEFAULT, TimeMs
+from topics.refusals import Cause, Refusal
+
+ControlKind = Literal["model", "rules", "policy", "settings", "rates", "engine", "skip", "source_cap"]
+
+PAYLOAD_BYTES_MAX: Final = 65_536
+
+T = TypeVar("T")
+
+
+class Control(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """One change. A control agent copies it into the journals whose stage reads its kind (`topics.catalogue`).
+
+    `version`: the name under which decisions report it. `by`, `why`: who changed it and for what reason.
+    `written_at`: UTC epoch in ms by the writer's clock, for people only; nothing is decided by it.
+    `payload`: JSON of at most 64 kB, by kind: `Policy`, `Skip`, `Engine`, `SourceCap`, `Rates`, `topics.limits.Limits`
+        for `settings`; the model's and the rules' own Structs.
+    """
+
+    kind: ControlKind
+    by: Annotated[str, Meta(min_length=1, max_length=128)]
+    why: Annotated[str, Meta(min_length=1, max_length=1024)]
+    payload: msgspec.Raw
+    version: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    tenant_id: str = TENANT_DEFAULT
+    written_at: TimeMs | None = None
+    schema_version: int = 1
+
+
+Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
+
+
+class Policy(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
+    """Thresholds on the probability, from which on each verdict is given; absent: never by the model alone."""
+
+    mode: Literal["shadow", "enforce"] = "shadow"
+    challenge: Probability | None = None
+    review: Probability | None = None
+    decline: Probability | None = None
+
+
+class Skip(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
+    """The one record of a journal that is stepped over. `topic_id`: the topic's UUID, as the broker names it."""
+
+    topic_id: str
+    partition: Annotated[int, Meta(ge=0)]
+    offset: Annotated[int, Meta(ge=0)]
+
+
+class Engine(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
+    """From here on this version of the code's meaning decides."""
+
+    engine: Annotated[int, Meta(ge=1)]
+
+
+class SourceCap(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
+    """At most so many payments of one tenant's account in a second of broker time; None lifts it."""
+
+    account_id: str
+    payments_per_s_max: Annotated[int, Meta(ge=1)] | None = None
+
+
+class Rates(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
+    """Exchange rates to the base currency, as integers: base minor units for 10**9 minor units of the other."""
+
+    base: Annotated[str, Meta(min_length=3, max_length=3)]
+    nano_base_per_minor: dict[str, Annotated[int, Meta(ge=1, le=10**15)]]
+
+
+_decode_control = msgspec.json.Decoder(Control).decode
+
+
+def parse_control(raw: bytes | None) -> Control | Refusal:
+    """The control record in `raw` (JSON), or why it is refused. Never raises. Its payload is not looked into."""
+    if not raw:
+        return Refusal(Cause.EMPTY_VALUE, "$", "empty value")
+    if len(raw) > 2 * PAYLOAD_BYTES_MAX:
+        return Refusal(Cause.PAYLOAD_TOO_LARGE, "$", f"{len(raw)} bytes")
+    try:
+        return _decode_control(raw)
+    except msgspec.ValidationError as error:
+        return Refusal(Cause.WRONG_TYPE, "$", str(error).replace("`", ""))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return Refusal(Cause.NOT_JSON, "$", str(error))
+
+
+def payload_as(control: Control, type_: type[T]) -> T:
+    """The payload as its kind's Struct. Raises `msgspec.MsgspecError`."""
+    return msgspec.json.decode(control.payload, type=type_)
+
+
+def encode_control(**fields: Any) -> bytes:
+    """JSON of a record whose `payload` is given as a Struct.
+
+    >>> encode_control(kind="skip", by="me", why="poison", payload=Skip(topic_id="x", partition=0, offset=7))[:27]
+    b'{"kind":"skip","by":"me","w'
+    """
+    payload = msgspec.Raw(msgspec.json.encode(fields.pop("payload")))
+    return msgspec.json.encode(Control(payload=payload, **fields))
