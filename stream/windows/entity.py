@@ -190,6 +190,9 @@ class EntityWindows:
             if values[0] is not None:
                 (self._control[kernel.BEGAN],) = struct.unpack("<q", values[0])
             values = values[1:]
+        for key, value in zip(missing, values, strict=True):
+            if value is not None:
+                self._check(key, value)
         fresh = [self._new_slot(key) for key in missing]
         state = self._state.reshape(-1, kernel.STATE)
         state[fresh] = 0
@@ -301,8 +304,8 @@ class EntityWindows:
 
         A value is little-endian 64-bit words: version (16 bits) | entries (32 bits) | has a hot block (1 bit);
         first seen, ms; habit count; outliers in a row; habit mean and variance (f64); then for each entry, oldest
-        first, time ms, amount, other, tag, observed_at ms, position; then the hot block (layout: `stream/windows/kernel.py`).
-        The store's value is the event time of its first payment, ms.
+        first, time ms, amount, other, tag, observed_at ms, position; then the hot block. `stream/windows/kernel.py` has
+        the layouts of tag and block. The store's value is the event time of its first payment, ms.
         """
         exported: list[tuple[bytes, bytes]] = []
         if not self._began_saved:
@@ -330,17 +333,21 @@ class EntityWindows:
     def _view(self, array: Any) -> Any:
         return memoryview(array) if self.plain else array
 
+    def _check(self, key: bytes, value: bytes) -> None:
+        words, rest = divmod(len(value), 8)
+        head = int.from_bytes(value[:8], "little") if words else 0
+        version, length, hot = head & 0xFFFF, head >> 16 & 0xFFFFFFFF, head >> 48
+        expected = kernel.HEADER + length * (kernel.ENTRY + kernel.MARK) + hot * kernel.BLOCK
+        if version != kernel.VERSION or rest or hot > 1 or length > self.entries_max or words != expected:
+            raise InternalError(
+                f"stored windows of {key!r}: {len(value)} bytes of version {version} are not version {kernel.VERSION} "
+                f"with at most {self.entries_max} entries"
+            )
+
     def _import(self, slots: list[int], values: list[bytes]) -> None:
         starts = np.zeros(len(values), np.int64)
         np.cumsum([len(value) // 8 for value in values[:-1]], out=starts[1:])
         buffer = np.array(np.frombuffer(b"".join(values), "<i8"), np.int64)
-        for start, value in zip(starts.tolist(), values, strict=True):
-            words = len(value) // 8
-            head = int(buffer[start]) if words and len(value) % 8 == 0 else 0
-            length, hot = head >> 16 & 0xFFFFFFFF, head >> 48
-            expected = kernel.HEADER + length * (kernel.ENTRY + kernel.MARK) + hot * kernel.BLOCK
-            if head & 0xFFFF != kernel.VERSION or hot not in (0, 1) or length > self.entries_max or words != expected:
-                raise InternalError(f"stored windows are not of version {kernel.VERSION} (at most {self.entries_max})")
         done = 0
         while True:
             state, _, entries, marks, blocks, _, control, *_ = self._arrays

@@ -1,0 +1,105 @@
+"""The tables of features, and the features that a payment has by itself."""
+
+import math
+
+import numpy as np
+import pytest
+
+from stream.features import (
+    CODED_FIELDS,
+    CODES,
+    ENTITY_FEATURES,
+    ENTITY_INDEX,
+    MODEL_FEATURES,
+    MODEL_NAMES,
+    PAYMENT_FEATURES,
+    PAYMENT_INDEX,
+    assemble,
+    local_minutes,
+    payment_features,
+)
+from stream.windows import kernel
+from topics.payment import Payment
+
+SUNDAY_23_30_MS = 1_700_436_600_000  # 2023-11-19T23:30Z
+
+
+def payment(**fields: object) -> Payment:
+    required = {"payment_id": "p", "event_time": SUNDAY_23_30_MS, "account_id": "a", "amount": 1250, "currency": "EUR"}
+    return Payment(**{**required, **fields})  # type: ignore[arg-type]
+
+
+def value(name: str, **fields: object) -> float:
+    return float(payment_features([payment(**fields)])[0, PAYMENT_INDEX[name]])
+
+
+def test_the_table_names_the_columns_that_the_kernel_writes():
+    singles = [f.name for f in ENTITY_FEATURES[5 * kernel.WINDOWS :]]
+    assert [getattr(kernel, name.upper()) for name in singles] == list(range(5 * kernel.WINDOWS, kernel.COLUMNS))
+    assert [f.name for f in ENTITY_FEATURES[:10:5]] == ["payments_5m_count", "payments_1h_count"]
+    for i, what in enumerate(("count", "sum", "mean", "deviation", "max")):
+        assert getattr(kernel, what.upper()) == i
+        assert ENTITY_FEATURES[i].name.endswith(what)
+
+
+def test_every_feature_says_what_it_is():
+    for feature in (*ENTITY_FEATURES, *PAYMENT_FEATURES, *MODEL_FEATURES):
+        assert feature.name.isidentifier()
+        assert feature.window
+        assert feature.formula
+    assert {f.entity for f in MODEL_FEATURES} == {"account", "terminal", "payment"}
+
+
+def test_local_time_moves_the_hour_and_the_weekend():
+    assert value("local_hour") == 23.5
+    assert value("is_weekend") == 1
+    assert value("local_hour", utc_offset_min=60) == 0.5
+    assert value("is_weekend", utc_offset_min=60) == 0
+    assert local_minutes([payment(), payment(utc_offset_min=60)]).tolist() == [10_080 - 30, 30]
+
+
+def test_absent_is_not_a_number_and_present_is_its_place_in_the_contract():
+    assert all(math.isnan(value(field)) for field in CODED_FIELDS)
+    assert value("channel", channel="ecom") == 0
+    assert value("channel", channel="mobile_money") == 4
+    assert value("three_ds", three_ds="none") == CODES["three_ds"]["none"] == 4
+    assert math.isnan(value("cross_border", merchant_country="DE"))
+    assert value("cross_border", merchant_country="DE", issuer_country="DE") == 0
+    assert value("cross_border", merchant_country="DE", issuer_country="FR") == 1
+    assert value("foreign_currency", billing_currency="USD") == 1
+
+
+def test_amounts_without_a_rate_are_absent():
+    features = payment_features([payment(), payment()], np.array([-1, 77]))
+    assert math.isnan(features[0, 0])
+    assert features[1, 0] == 77
+
+
+def test_rows_do_not_depend_on_their_neighbours():
+    payments = [payment(amount=i, channel=c, cvv="match") for i, c in enumerate(["ecom", "pos", None, "ecom"])]
+    together = payment_features(payments)
+    assert together.tobytes() == b"".join(payment_features([p]).tobytes() for p in payments)
+    assert payment_features([]).shape == (0, len(PAYMENT_FEATURES))
+
+
+def test_assemble_puts_each_column_under_its_name():
+    n = 3
+    account = np.arange(n * kernel.COLUMNS, dtype=np.float32).reshape(n, -1)
+    terminal = -account
+    own = payment_features([payment(amount=i) for i in range(n)])
+    whole = assemble(account, terminal, own)
+    assert whole.shape == (n, len(MODEL_FEATURES))
+    for at, name in enumerate(MODEL_NAMES):
+        entity, _, rest = name.partition("_")
+        expected = (
+            account[:, ENTITY_INDEX[rest]] if entity == "account" and rest in ENTITY_INDEX
+            else terminal[:, ENTITY_INDEX[rest]] if entity == "terminal" else own[:, PAYMENT_INDEX[name]]
+        )  # fmt: skip
+        np.testing.assert_array_equal(whole[:, at], expected)
+    without = assemble(account, None, own)
+    assert np.isnan(without[:, [n.startswith("terminal_") for n in MODEL_NAMES]]).all()
+
+
+@pytest.mark.parametrize("field", CODED_FIELDS)
+def test_codes_are_dense_from_zero(field: str):
+    assert sorted(CODES[field].values()) == list(range(len(CODES[field])))
