@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from stream.errors import OperatorError
 from topics.label import Label
 from topics.payment import TENANT_DEFAULT, Payment
 from topics.update import Update
@@ -92,7 +93,7 @@ TOPIC_OF: Final[dict[EventKind, str]] = {
 }
 
 
-class DatasetError(ValueError):
+class DatasetError(OperatorError):
     """The file is not a dataset: the one who made the file acts. The message names file, column and row."""
 
 
