@@ -8,7 +8,7 @@ import pytest
 from stream.features import MODEL_NAMES
 from stream.rules.compiled import CompiledRules, compile_rules
 from stream.rules.defaults import DEFAULT_RULES
-from stream.rules.ruleset import Condition, canonical_bytes, decode_ruleset
+from stream.rules.ruleset import canonical_bytes, decode_ruleset
 
 RULES: Final[CompiledRules] = compile_rules(DEFAULT_RULES, MODEL_NAMES)
 
@@ -38,19 +38,39 @@ def _hits(features: dict[str, float]) -> set[str]:
     return {code for index, code in enumerate(RULES.codes) if mask >> index & 1}
 
 
-def _just_silent(condition: Condition) -> float:
-    """The value nearest to the limit on which this condition does not hold."""
-    limit = np.float32(condition.value)
-    if condition.op in ("gt", "lt"):
-        return float(limit)
-    return float(np.nextafter(limit, np.float32(-np.inf if condition.op == "ge" else np.inf)))
-
-
-def _just_speaks(condition: Condition) -> float:
-    limit = np.float32(condition.value)
-    if condition.op in ("ge", "le"):
-        return float(limit)
-    return float(np.nextafter(limit, np.float32(np.inf if condition.op == "gt" else -np.inf)))
+# Rule, feature, a value on which the rule is silent, the next that matters, on which it speaks. Written out, and
+# not taken from the rules: a limit or an operator that changes there must be changed here as well.
+LIMITS: Final = [
+    ("account_at_risk_amount", "account_frauds_known_30d_count", 1, 2),
+    ("account_at_risk_amount", "account_amount_ratio", 4.0, 4.001),
+    ("account_at_risk_amount", "account_amount_z", 4.0, 4.001),
+    ("account_at_risk", "account_frauds_known_30d_count", 1, 2),
+    ("account_at_risk", "account_amount_ratio", 2.5, 2.501),
+    ("terminal_fraud_run", "terminal_fraud_run_count", 2, 3),
+    ("terminal_fraud_share", "terminal_fraud_28d_share", 0.3, 0.301),
+    ("terminal_fraud_share", "terminal_frauds_last_5_count", 1, 2),
+    ("amount_above_habit", "account_amount_ratio", 4.0, 4.001),
+    ("amount_above_habit", "account_amount_z", 4.0, 4.001),
+    ("amount_above_habit", "amount", 10_000, 10_001),
+    ("new_account_large_amount", "account_age_s", 604_800, 604_799),
+    ("new_account_large_amount", "amount", 50_000, 50_001),
+    ("new_account_large_amount", "account_coverage_30d_share", 0.499, 0.5),
+    ("velocity_1h", "account_payments_1h_count", 10, 11),
+    ("velocity_5m", "account_payments_5m_count", 5, 6),
+    ("impossible_travel", "account_speed_kmh", 1_000, 1_001),
+    ("impossible_travel", "account_distance_km", 300, 301),
+]
+ACTIONS: Final = {
+    "account_at_risk_amount": "decline",
+    "account_at_risk": "review",
+    "terminal_fraud_run": "review",
+    "terminal_fraud_share": "challenge",
+    "amount_above_habit": "review",
+    "new_account_large_amount": "review",
+    "velocity_1h": "review",
+    "velocity_5m": "challenge",
+    "impossible_travel": "review",
+}
 
 
 def test_every_default_rule_has_an_example() -> None:
@@ -65,11 +85,22 @@ def test_a_rule_speaks_on_its_example(code: str) -> None:
 CONDITIONS: Final = [(rule.code, index) for rule in DEFAULT_RULES.rules for index in range(len(rule.when))]
 
 
-@pytest.mark.parametrize(("code", "index"), CONDITIONS)
-def test_a_rule_is_silent_at_each_limit_and_speaks_one_above(code: str, index: int) -> None:
-    condition = next(rule for rule in DEFAULT_RULES.rules if rule.code == code).when[index]
-    assert code not in _hits(SPEAKS[code] | {condition.feature: _just_silent(condition)})
-    assert code in _hits(SPEAKS[code] | {condition.feature: _just_speaks(condition)})
+def test_every_condition_has_its_limit_written_out() -> None:
+    written = [(code, feature) for code, feature, _, _ in LIMITS]
+    assert written == [(rule.code, condition.feature) for rule in DEFAULT_RULES.rules for condition in rule.when]
+
+
+def test_every_rule_asks_for_what_is_written_here() -> None:
+    assert {rule.code: rule.action for rule in DEFAULT_RULES.rules} == ACTIONS
+    assert all(rule.enabled for rule in DEFAULT_RULES.rules)
+
+
+@pytest.mark.parametrize(("code", "feature", "silent", "speaks"), LIMITS)
+def test_a_rule_is_silent_at_each_limit_and_speaks_one_above(
+    code: str, feature: str, silent: float, speaks: float
+) -> None:
+    assert code not in _hits(SPEAKS[code] | {feature: silent})
+    assert code in _hits(SPEAKS[code] | {feature: speaks})
 
 
 @pytest.mark.parametrize(("code", "index"), CONDITIONS)
