@@ -18,7 +18,7 @@ from typing import Self
 
 from stream.broker.errors import BrokerFailed
 from stream.broker.kafka_home import KafkaHome, new_cluster_id, server_command
-from stream.broker.ports import free_ports
+from stream.broker.ports import free_ports, listens
 from stream.broker.probe import answers
 from stream.broker.process import GuardedProcess, memory_bytes, signal_group
 from stream.broker.server_properties import Node, server_properties
@@ -136,6 +136,9 @@ class EmbeddedBroker:
     def _boot(self) -> None:
         broker_port, controller_port = self._choose_ports()
         node = self._node()
+        if listens(broker_port):
+            # Else the probe would take the other program's answers, or its silence, for Kafka's.
+            raise BrokerFailed(f"another program listens on {node.bootstrap} ({PORT_TAKEN})")
         self.home.write_properties(server_properties(node, {node.node_id: controller_port}))
         self.home.format(new_cluster_id())
         self._process = GuardedProcess(

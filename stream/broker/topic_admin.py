@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class WantedTopic(Protocol):
-    """What a catalogue must say of a topic. `configs`: Kafka's names and values, as text."""
+    """What `topics/catalogue.py` says of a topic. `config`: Kafka's names and values, as text."""
 
     @property
     def name(self) -> str: ...
@@ -40,7 +40,7 @@ class WantedTopic(Protocol):
     def partitions(self) -> int: ...
 
     @property
-    def configs(self) -> Mapping[str, str]: ...
+    def config(self) -> Mapping[str, str]: ...
 
 
 class Topic(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +48,7 @@ class Topic(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     partitions: int
-    configs: Mapping[str, str] = {}
+    config: Mapping[str, str] = {}
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +76,7 @@ def create_topics(client: ClientConfig, wanted: Sequence[WantedTopic], *, replic
     """
     admin = _admin(client)
     made = admin.create_topics(
-        [NewTopic(t.name, t.partitions, replication_factor=replication, config=dict(t.configs)) for t in wanted],
+        [NewTopic(t.name, t.partitions, replication_factor=replication, config=dict(t.config)) for t in wanted],
         operation_timeout=REQUEST_TIMEOUT_S,
         request_timeout=REQUEST_TIMEOUT_S,
     )
@@ -134,7 +134,7 @@ def check_topics(client: ClientConfig, wanted: Sequence[WantedTopic]) -> list[Fi
 def compare(topic: WantedTopic, partitions: int, configs: Mapping[str, str]) -> list[Finding]:
     """Differences of one topic that exists.
 
-    >>> wanted = Topic(name="a", partitions=2, configs={"retention.ms": "1"})
+    >>> wanted = Topic(name="a", partitions=2, config={"retention.ms": "1"})
     >>> [finding.what for finding in compare(wanted, 3, {"retention.ms": "1"})]
     ['partitions']
     """
@@ -152,7 +152,7 @@ def compare(topic: WantedTopic, partitions: int, configs: Mapping[str, str]) -> 
                 ),
             )
         )
-    for name, value in sorted(topic.configs.items()):
+    for name, value in sorted(topic.config.items()):
         found = configs.get(name, "(unknown to this broker)")
         if _canonical(name, found) != _canonical(name, value):
             findings.append(

@@ -105,7 +105,7 @@ class Toy:
                 if record.value == b"crash":
                     raise RuntimeError("told to crash")
                 self.next[tp] = record.offset + 1
-                while True:
+                while to != "-":  # "-": only read
                     try:
                         produce(to, record.value, b"%d" % record.offset, tp.partition)
                         break

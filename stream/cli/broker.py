@@ -1,0 +1,117 @@
+"""`fraud broker start | stop | status`: a real Apache Kafka on this machine, for trying things out."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from stream.broker.detached import DetachedBroker, Status
+from stream.broker.embedded import HEAP_MB
+from stream.broker.errors import BrokerError
+
+app = typer.Typer(
+    name="broker",
+    help="A single-node Apache Kafka on this machine, on loopback, without Docker. For trials, not for production.",
+    no_args_is_help=True,
+)
+
+DirectoryOption = Annotated[
+    Path | None,
+    typer.Option("--dir", help="Its directory. Default: broker below FRAUD_STATE_DIR or the state directory."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+@app.command(epilog="Example: fraud broker start --port 9092")
+def start(
+    directory: DirectoryOption = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port on 127.0.0.1. Default: the last one, else a free one.")
+    ] = None,
+    heap_mb: Annotated[int, typer.Option(min=128, help="Java heap in MB.")] = HEAP_MB,
+    as_json: JsonOption = False,
+) -> None:
+    """Start the broker, or say where it runs already. It goes on after this command ends.
+
+    The first start downloads Apache Kafka (44 MB) and checks it against recorded SHA-256 sums.
+    """
+    broker = DetachedBroker(directory)
+    try:
+        record, started = broker.start(port=port, heap_mb=heap_mb)
+    except BrokerError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        # What was started is ended by then.
+        raise typer.Exit(130) from None
+    if as_json:
+        _print_json({"started": started, **msgspec.to_builtins(broker.status())})
+        return
+    Console().print(f"{'Started' if started else 'It runs already'}: [bold]{record.bootstrap}[/bold], pid {record.pid}")
+    Console().print(f"Use it with --bootstrap {record.bootstrap}; end it with `fraud broker stop`.")
+
+
+@app.command(epilog="Example: fraud broker stop")
+def stop(directory: DirectoryOption = None, as_json: JsonOption = False) -> None:
+    """End the broker in order. Its data stay for the next start. Ends well also if it did not run."""
+    stopped = DetachedBroker(directory).stop()
+    if as_json:
+        _print_json({"stopped": stopped})
+    else:
+        Console().print("Stopped." if stopped else "It did not run.")
+
+
+@app.command(epilog="Example: fraud broker status --json")
+def status(directory: DirectoryOption = None, as_json: JsonOption = False) -> None:
+    """Say whether the broker runs and answers. Exit code 0 if it answers, else 1."""
+    found = DetachedBroker(directory).status()
+    if as_json:
+        _print_json(msgspec.to_builtins(found))
+    else:
+        Console().print(_as_table(found))
+    raise typer.Exit(0 if found.answers else 1)
+
+
+def known_bootstrap(option: str | None) -> str:
+    """The address that was given, else that of the broker of `fraud broker start`. Exit code 2 if there is none.
+
+    For every command with `--bootstrap` (typer reads FRAUD_BOOTSTRAP for it).
+    """
+    if option:
+        return option
+    running = DetachedBroker().running()
+    if running is None:
+        Console(file=sys.stderr).print(
+            "No broker is configured and none runs here: give --bootstrap HOST:PORT, set FRAUD_BOOTSTRAP, or run "
+            "`fraud broker start`.",
+            markup=False,
+        )
+        raise typer.Exit(2)
+    return running.bootstrap
+
+
+def _as_table(found: Status) -> Table:
+    table = Table(show_header=False, box=None)
+    state = "answers" if found.answers else "runs, but does not answer" if found.running else "does not run"
+    table.add_row("broker", state)
+    if found.running:
+        table.add_row("address", found.bootstrap or "")
+        table.add_row("process", str(found.pid))
+        table.add_row("up", f"{found.up_s or 0:.0f} s")
+        table.add_row("memory", f"{(found.memory_bytes or 0) / 1e6:.0f} MB")
+        table.add_row("version", f"Apache Kafka {found.kafka_version}")
+    table.add_row("directory", found.directory)
+    table.add_row("log", found.log)
+    return table
+
+
+def _fail(error: BrokerError) -> NoReturn:
+    Console(file=sys.stderr).print(str(error), style="red", markup=False)
+    raise typer.Exit(1) from error
+
+
+def _print_json(what: object) -> None:
+    sys.stdout.write(msgspec.json.encode(what).decode() + "\n")

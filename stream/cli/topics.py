@@ -1,0 +1,110 @@
+"""`fraud topics create | check`: the catalogue's topics on a broker."""
+
+import sys
+from typing import Annotated, NoReturn
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from stream.broker.errors import BrokerError
+from stream.broker.topic_admin import Finding, check_topics, create_topics
+from stream.cli.broker import known_bootstrap
+from topics.catalogue import catalogue
+
+app = typer.Typer(name="topics", help="The topics of the catalogue, on a broker.", no_args_is_help=True)
+
+BootstrapOption = Annotated[
+    str | None,
+    typer.Option(
+        "--bootstrap",
+        envvar="FRAUD_BOOTSTRAP",
+        help="HOST:PORT of a broker. Default: that of `fraud broker start`.",
+    ),
+]
+PrefixOption = Annotated[
+    str, typer.Option("--prefix", envvar="FRAUD_TOPIC_PREFIX", help="Put before every topic's name.")
+]
+PartitionsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--partitions",
+        min=1,
+        help="Of the topics that may have several. Default: the catalogue's. Never change it later.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+@app.command(epilog="Example: fraud topics create --bootstrap 127.0.0.1:9092")
+def create(
+    bootstrap: BootstrapOption = None,
+    prefix: PrefixOption = "",
+    partitions: PartitionsOption = None,
+    replication: Annotated[
+        int, typer.Option(min=-1, help="Copies of each partition; -1 leaves it to the broker's default.")
+    ] = -1,
+    as_json: JsonOption = False,
+) -> None:
+    """Create the topics that do not exist. Those that exist are left as they are, and then checked.
+
+    Exit code 1 if one that existed is not as it should be.
+    """
+    client = {"bootstrap.servers": known_bootstrap(bootstrap)}
+    wanted = list(catalogue(prefix, partitions).values())
+    try:
+        made = create_topics(client, wanted, replication=replication)
+        findings = check_topics(client, wanted)
+    except BrokerError as error:
+        _fail(error)
+    if as_json:
+        _print_json({"created": made.created, "existed": made.existed, "findings": msgspec.to_builtins(findings)})
+    else:
+        Console().print(f"Created {len(made.created)} topics; {len(made.existed)} existed.")
+        _print_findings(findings)
+    raise typer.Exit(1 if findings else 0)
+
+
+@app.command(epilog="Example: fraud topics check --bootstrap 127.0.0.1:9092 --json")
+def check(
+    bootstrap: BootstrapOption = None,
+    prefix: PrefixOption = "",
+    partitions: PartitionsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the broker's topics with the catalogue: presence, partitions, configuration. Changes nothing.
+
+    Exit code 1 if anything differs.
+    """
+    client = {"bootstrap.servers": known_bootstrap(bootstrap)}
+    wanted = list(catalogue(prefix, partitions).values())
+    try:
+        findings = check_topics(client, wanted)
+    except BrokerError as error:
+        _fail(error)
+    if as_json:
+        _print_json({"topics": len(wanted), "findings": msgspec.to_builtins(findings)})
+    elif findings:
+        _print_findings(findings)
+    else:
+        Console().print(f"All {len(wanted)} topics are as the catalogue says.")
+    raise typer.Exit(1 if findings else 0)
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    if not findings:
+        return
+    table = Table("topic", "what", "wanted", "found", "what to do")
+    for finding in findings:
+        table.add_row(finding.topic, finding.what, finding.wanted, finding.found, finding.advice)
+    Console().print(table)
+
+
+def _fail(error: BrokerError) -> NoReturn:
+    Console(file=sys.stderr).print(str(error), style="red", markup=False)
+    raise typer.Exit(1) from error
+
+
+def _print_json(what: object) -> None:
+    sys.stdout.write(msgspec.json.encode(what).decode() + "\n")
