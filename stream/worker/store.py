@@ -164,16 +164,17 @@ class RocksStore:
         path.mkdir(parents=True, exist_ok=True)
         try:
             _write_rocksdict_config(path)
-            db = Rdict(str(path), _options(memory or StoreMemory()))
+            options = _options(memory or StoreMemory())
+            # Without this second mention rocksdict reopens a store with a table format of its own making, from the
+            # OPTIONS file, which has neither our cache nor a bloom filter.
+            db = Rdict(str(path), options, column_families={"default": options})
         except Exception as error:
             raise _named(error, path, opening=True) from error
         try:
             batches = _last_batch(db, path)
-        except BaseException as error:
-            db.close()
-            if isinstance(error, Exception):
-                raise _named(error, path, opening=True) from error
-            raise
+        except Exception as error:
+            _close(db)
+            raise _named(error, path, opening=True) from error
         return cls(db, path, batches)
 
     @property
@@ -291,10 +292,7 @@ class RocksStore:
         with self._writing:
             if not self._closed:
                 self._closed = True
-                # rocksdict flushes the memtable first and reports what hinders it, a bad block met by a compaction,
-                # or a full disk. The handle is gone all the same, and the log still holds what was not flushed.
-                with contextlib.suppress(Exception):
-                    self._db.close()
+                _close(self._db)
 
     def __enter__(self) -> RocksStore:
         return self
@@ -365,6 +363,13 @@ def _write_rocksdict_config(directory: Path) -> None:
         return
     if empty:
         config.unlink()
+
+
+def _close(db: Rdict) -> None:
+    # rocksdict flushes the memtable first and reports what hinders it: a bad block that a compaction met, a full
+    # disk. The handle is gone all the same, and the log still holds what was not flushed.
+    with contextlib.suppress(Exception):
+        db.close()
 
 
 def _pairs(db: Rdict, low: bytes, high: bytes, limit: int) -> list[tuple[bytes, bytes]]:
