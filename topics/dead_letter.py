@@ -1,6 +1,7 @@
 """A record that was refused, kept so that its sender can mend it: topic `dead-letters`, once per origin."""
 
 import hashlib
+import re
 from typing import Final
 
 from msgspec import Struct
@@ -11,6 +12,7 @@ from topics.refusals import Cause, Refusal
 
 EXCERPT_BYTES_MAX: Final = 1_024
 _LOOKED_AT_BYTES: Final = 4 * EXCERPT_BYTES_MAX
+_CUT = re.compile(rb"[0-9][0-9 \-]{0,30}\Z")
 
 
 class DeadLetter(Struct, frozen=True, kw_only=True, gc=False):
@@ -33,6 +35,8 @@ class DeadLetter(Struct, frozen=True, kw_only=True, gc=False):
 def excerpt_of(value: bytes) -> str:
     """At most 1 kB of `value` as text, masked before it is cut, so that no part of a number is left over."""
     masked = mask_card_numbers(value[:_LOOKED_AT_BYTES])[:EXCERPT_BYTES_MAX]
+    if len(value) >= EXCERPT_BYTES_MAX:  # it may be a head that was cut within a number
+        masked = _CUT.sub(b"", masked)
     return masked.decode("utf-8", "ignore")
 
 
@@ -52,7 +56,7 @@ def dead_letter_of(
     )
 
 
-def connect_headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
+def dead_letter_headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
     """Headers as Kafka Connect writes them, so that its tools can read where the record came from."""
     return [
         ("__connect.errors.topic", letter.origin.topic.encode()),
