@@ -32,7 +32,7 @@ class Versions(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What decided. `model`, `rules` and `policy` are absent while none is active, and when refused."""
 
     engine: int
-    features: int
+    features: str
     model: str | None = None
     rules: str | None = None
     policy: str | None = None

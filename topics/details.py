@@ -10,19 +10,18 @@ class RuleHit(Struct, frozen=True, gc=False):
     """One rule that spoke, or nearly. `seen` against `limit`, in the unit of the rule's feature."""
 
     rule: str
-    reason: str
+    feature: str
     seen: float | None
     limit: float | None
-    verdict: Outcome
 
 
 class DecisionDetails(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """All that a decision stood on. Identity and position are those of its `Decision`.
 
     `feature_set`: version of the names and order in `features`.
-    `features`: float32 values in that order; None is absent, which is not zero.
-    `coverage`: by feature, the share of its window in [0, 1] that the state covers.
-    `logit`: the model's score before the logistic function. `contributions`: by feature, what each added to it.
+    `features`: float32, little-endian, in that order, as base64 in JSON; NaN is absent, which is not zero.
+    `logit`: the model's score before the logistic function.
+    `contributions`: by feature, what each added to it; given when the verdict is not `approve`.
     `limits`: thresholds on the probability by verdict, as they were.
     `hits`: rules that spoke. `near_hits`: rules that nearly did.
     """
@@ -40,8 +39,7 @@ class DecisionDetails(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     policy_mode: PolicyMode = "shadow"
     event_time: int | None = None
     probability: float | None = None
-    features: list[float | None] = []
-    coverage: list[float | None] = []
+    features: bytes = b""
     logit: float | None = None
     contributions: list[float] = []
     limits: dict[str, float] = {}

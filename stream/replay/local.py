@@ -1,0 +1,184 @@
+"""The whole way in one thread over a log in memory: the same stages and the same runner as live.
+
+`fraud evaluate`, replay and the simulation stand on it. It has no faults; the simulation adds them.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from stream.model.learner import Learner
+from stream.replay.log import LocalLog, local_topic_id
+from stream.runner.partition import Journal, PartitionRunner, Reseek
+from stream.stages.account import TERMINAL_JOURNAL, AccountStage
+from stream.stages.control import CONTROL, ControlStage
+from stream.stages.intake import ACCOUNT_JOURNAL, Intake
+from stream.stages.keys import TABLE_PENDING
+from stream.stages.learn import LearnStage, fresh_learner
+from stream.stages.stage import Stage
+from stream.stages.state import MemoryStore, State
+from stream.stages.terminal import EXAMPLES, TerminalStage
+from topics.journal import LABELS, PAYMENTS, UPDATES, tick_block
+
+SOURCES: Final = {"payments": PAYMENTS, "updates": UPDATES, "labels": LABELS}
+READ_MAX: Final = 1_000
+CHECKPOINT_EVERY: Final = 20_000
+
+
+class Partitions:
+    """How many partitions each topic has."""
+
+    def __init__(self, *, payments: int = 1, account: int = 1, terminal: int = 1, decisions: int = 1) -> None:
+        self.payments = payments
+        self.account = account
+        self.terminal = terminal
+        self.decisions = decisions
+
+    def of(self, topic: str) -> int:
+        return {
+            "payments": self.payments,
+            "updates": self.payments,
+            ACCOUNT_JOURNAL: self.account,
+            TERMINAL_JOURNAL: self.terminal,
+            "decisions": self.decisions,
+            "decision-details": self.decisions,
+        }.get(topic, 1)
+
+
+FOREIGN: Final = frozenset({*SOURCES, CONTROL})
+"""Topics whose records are not blocks: any bytes, and offsets may have gaps."""
+
+GATHERING: Final = frozenset(SOURCES)
+"""Topics each of whose records is a step, so that steps must share blocks."""
+
+STAGE_TOPICS: Final = ("payments", "updates", "labels", CONTROL, ACCOUNT_JOURNAL, TERMINAL_JOURNAL, EXAMPLES)
+
+
+def build_stage(
+    journal: Journal,
+    state: State,
+    partitions: Partitions,
+    *,
+    plain: bool = False,
+    accounts_max: int = 200_000,
+    terminals_max: int = 100_000,
+    learner: Callable[[], Learner] = fresh_learner,
+) -> Stage:
+    """The stage that reads this journal. One table for live, offline and simulated runs."""
+    topic = journal.topic
+    if topic in SOURCES:
+        return Intake(
+            source=SOURCES[topic],
+            topic_id=journal.topic_id,
+            partition=journal.partition,
+            partitions=partitions.account,
+        )
+    if topic == ACCOUNT_JOURNAL:
+        return AccountStage(
+            state,
+            partition=journal.partition,
+            partitions=partitions.account,
+            terminal_partitions=partitions.terminal,
+            decision_partitions=partitions.decisions,
+            slots_max=accounts_max,
+            plain=plain,
+        )
+    if topic == TERMINAL_JOURNAL:
+        return TerminalStage(
+            state,
+            partition=journal.partition,
+            account_partitions=partitions.account,
+            decision_partitions=partitions.decisions,
+            slots_max=terminals_max,
+            plain=plain,
+        )
+    if topic == EXAMPLES:
+        return LearnStage(state, learner)
+    if topic == CONTROL:
+        return ControlStage(
+            state,
+            destinations={ACCOUNT_JOURNAL: partitions.account, TERMINAL_JOURNAL: partitions.terminal, EXAMPLES: 1},
+        )
+    raise ValueError(f"no stage reads {topic}")
+
+
+def build_runner(
+    journal: Journal,
+    store: MemoryStore,
+    partitions: Partitions,
+    *,
+    plain: bool = False,
+    start_offset: int = 0,
+    learner: Callable[[], Learner] = fresh_learner,
+) -> PartitionRunner:
+    state = State(store, scanned=TABLE_PENDING)
+    return PartitionRunner(
+        journal,
+        build_stage(journal, state, partitions, plain=plain, learner=learner),
+        state,
+        start_offset=start_offset,
+        internal=journal.topic not in FOREIGN,
+        gather=journal.topic in GATHERING,
+    )
+
+
+class Local:
+    """All partitions of all stages, pumped in a fixed order until nothing is left to read."""
+
+    def __init__(
+        self,
+        log: LocalLog,
+        partitions: Partitions,
+        *,
+        plain: bool = False,
+        batch: int = READ_MAX,
+        learner: Callable[[], Learner] = fresh_learner,
+    ) -> None:
+        self.log = log
+        self.partitions = partitions
+        self.batch = batch
+        self.stores: dict[tuple[str, int], MemoryStore] = {}
+        self.runners: dict[tuple[str, int], PartitionRunner] = {}
+        self.now_ms = 0
+        for topic in STAGE_TOPICS:
+            for partition in range(partitions.of(topic)):
+                store = MemoryStore()
+                journal = Journal(topic, local_topic_id(topic), partition)
+                at = (topic, partition)
+                self.stores[at] = store
+                self.runners[at] = build_runner(journal, store, partitions, plain=plain, learner=learner)
+
+    def pump(self) -> None:
+        """Apply whatever has been appended, and what that causes, to the end."""
+        busy = True
+        while busy:
+            busy = False
+            for (topic, partition), runner in self.runners.items():
+                while self._step(topic, partition, runner):
+                    busy = True
+
+    def tick(self) -> None:
+        """What the timers of a live worker do once."""
+        self.log.append(EXAMPLES, 0, tick_block(self.now_ms), at_ms=self.now_ms)
+        for partition in range(self.partitions.terminal):
+            stage = self.runners[TERMINAL_JOURNAL, partition].stage
+            assert isinstance(stage, TerminalStage)
+            if stage.due_left:
+                self.log.append(TERMINAL_JOURNAL, partition, tick_block(self.now_ms), at_ms=self.now_ms)
+
+    def _step(self, topic: str, partition: int, runner: PartitionRunner) -> bool:
+        records = self.log.read(topic, partition, runner.next_offset, self.batch)
+        if not records:
+            return False
+        sends = runner.step(records)
+        assert not isinstance(sends, Reseek), "a log in memory has no gaps"
+        for send in sends:
+            self.log.send(send, self.now_ms)
+            runner.acknowledged(send.generation)
+        at = (topic, partition)
+        if runner.state.changed >= CHECKPOINT_EVERY:
+            self.checkpoint(at)
+        return True
+
+    def checkpoint(self, at: tuple[str, int]) -> None:
+        runner = self.runners[at]
+        runner.write(runner.begin_checkpoint(), self.stores[at].write)

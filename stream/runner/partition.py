@@ -1,0 +1,389 @@
+"""One partition of one stage, without I/O: what to apply, what to send, what to write, in which order.
+
+The live worker and the simulator drive this same code. They fetch, produce, write and commit; everything that decides
+*whether* and *in which order* stands here.
+
+    records ──► accept (epoch, next offset) ──► admit (origins, prev chain) ──► stage.apply ──► sends
+    checkpoint:  1 freeze   2 wait for the acknowledgements of all that was sent up to K   3 one write   4 commit
+
+Bounds: one entry per sender partition in `origins`, one per destination partition in `prevs`.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from stream.runner.errors import (
+    ForeignState,
+    GapInJournal,
+    StateAheadOfLog,
+    StateBehindLog,
+    StepFailed,
+    Unreadable,
+)
+from stream.stages.stage import Header, Record, Stage, Step
+from stream.stages.state import Changes, State
+from topics.journal import (
+    BLOCK_BYTES_MAX,
+    BLOCK_ITEMS_MAX,
+    FIRST_PREV,
+    Block,
+    Item,
+    Raw,
+    decode_block,
+    encode_block,
+)
+
+META_KEY = b"\x00meta"
+META_LAYOUT = 1
+
+CRASH_POINTS = (
+    "step.before_apply",
+    "step.after_apply",
+    "checkpoint.after_freeze",
+    "checkpoint.before_write",
+    "checkpoint.after_write",
+    "checkpoint.before_commit",
+    "checkpoint.after_commit",
+    "restore.after_read",
+)
+
+
+class Send(NamedTuple):
+    """One Kafka record to produce. `generation` goes back to `acknowledged` when the brokers have it."""
+
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes
+    headers: list[Header]
+    generation: int
+
+
+class Journal(NamedTuple):
+    """The identity of what a partition reads: its topic's name, its topic's id (16 bytes), its partition."""
+
+    topic: str
+    topic_id: bytes
+    partition: int
+
+
+class Meta(Struct, frozen=True, array_like=True):
+    """What a checkpoint keeps beside the stage's state, as of K. `next_offset` = K + 1."""
+
+    layout: int
+    topic_id: bytes
+    partition: int
+    next_offset: int
+    origins: list[tuple[bytes, int, int, int]]
+    prevs: list[tuple[str, int, int, int]]
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint under way: `next_offset` = K + 1; `changes` hold the stage's state and the meta record as of K."""
+
+    next_offset: int
+    generation: int
+    changes: Changes
+
+
+class Reseek(NamedTuple):
+    """The driver must fetch again from `offset`."""
+
+    offset: int
+
+
+def read_meta(store_value: bytes | None) -> Meta | None:
+    return None if store_value is None else msgspec.msgpack.decode(store_value, type=Meta)
+
+
+def no_crash(_point: str) -> None:
+    """The crash hook of production: nothing happens."""
+
+
+class PartitionRunner:
+    """Drives one stage over one partition.
+
+    `internal`: the journal is ours: blocks, contiguous offsets. Else records are foreign: any bytes, gaps allowed.
+    `gather`: outputs of several steps to one destination share a block (intake only: each foreign record is a step).
+    `suppress_below`: outputs to topics that are not journals are not sent again for offsets below it.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        stage: Stage,
+        state: State,
+        *,
+        start_offset: int,
+        internal: bool = True,
+        gather: bool = False,
+        suppress_below: int = 0,
+        skips: Collection[int] = (),
+        crash: Callable[[str], None] = no_crash,
+    ) -> None:
+        self.journal = journal
+        self.stage = stage
+        self.state = state
+        self.next_offset = start_offset
+        self.internal = internal
+        self.gather = gather
+        self.suppress_below = suppress_below
+        self.skips = set(skips)
+        self.epoch = 0
+        self.gap_items = 0
+        self.open_gaps: dict[tuple[bytes, int], tuple[int, int]] = {}
+        self.dropped_items = 0
+        self.suppressed = 0
+        self.steps_applied = 0
+        self._crash = crash
+        self._origins: dict[tuple[bytes, int], tuple[int, int]] = {}
+        self._prevs: dict[tuple[str, int], tuple[int, int]] = {}
+        self._generation = 0
+        self._outstanding: dict[int, int] = {0: 0}
+        self._looked_twice = False
+        self._restore()
+
+    # ---- start ----
+
+    def _restore(self) -> None:
+        meta = read_meta(self.state.get(META_KEY))
+        self._crash("restore.after_read")
+        if meta is None:
+            return
+        if meta.topic_id != self.journal.topic_id or meta.partition != self.journal.partition:
+            raise ForeignState(self.journal, meta.topic_id, meta.partition)
+        self.next_offset = meta.next_offset
+        self._origins = {(topic, partition): (offset, n) for topic, partition, offset, n in meta.origins}
+        self._prevs = {(topic, partition): (offset, n) for topic, partition, offset, n in meta.prevs}
+
+    def check_log(self, low: int, high: int) -> None:
+        """`low`, `high`: the journal's first offset and the one after its last. Raises when the state does not
+        stand within it; nothing resets an offset by policy."""
+        if self.next_offset > high:
+            raise StateAheadOfLog(self.journal, self.next_offset, high)
+        if self.next_offset < low and self.internal:
+            raise StateBehindLog(self.journal, self.next_offset, low)
+
+    # ---- steps ----
+
+    def step(self, records: Sequence[Record], epoch: int | None = None) -> list[Send] | Reseek:
+        """Apply a batch of fetched records, in offset order; what must be sent, in order.
+
+        Records of another epoch, or below the next offset, are dropped: the fetch is older than the last seek.
+        """
+        if epoch is not None and epoch != self.epoch:
+            return []
+        fresh = [record for record in records if record.offset >= self.next_offset]
+        if not fresh:
+            return []
+        if fresh[0].offset != self.next_offset:
+            if not self._looked_twice:
+                self._looked_twice = True
+                return Reseek(self.next_offset)
+            if self.internal:
+                raise GapInJournal(self.journal, self.next_offset, fresh[0].offset)
+        self._looked_twice = False
+        self._crash("step.before_apply")
+        out = _Outbox(self)
+        run: list[Step] = []
+        for record in fresh:
+            if self.internal and record.offset != self.next_offset:
+                raise GapInJournal(self.journal, self.next_offset, record.offset)
+            steps = self._admit(record)
+            if record.offset in self.skips:
+                self._apply(run, out)
+                run = []
+                self.stage.skip(steps, out)
+            else:
+                run.extend(steps)
+            self.next_offset = record.offset + 1
+        self._apply(run, out)
+        self.steps_applied += len(fresh)
+        self._crash("step.after_apply")
+        return out.sends()
+
+    def _apply(self, run: list[Step], out: "_Outbox") -> None:
+        if not run:
+            return
+        try:
+            self.stage.apply(run, out)
+        except Exception as error:
+            raise StepFailed(self.journal, run[0].offset, run[-1].offset, error) from error
+
+    def _admit(self, record: Record) -> list[Step]:
+        """The items of a record that have not been applied yet and follow on what was."""
+        offset, at_ms = record.offset, record.at_ms
+        if not self.internal:
+            return [Step(offset, 0, at_ms, (self.journal.topic_id, self.journal.partition), record)]
+        try:
+            block = decode_block(record.value or b"")
+        except msgspec.DecodeError as error:
+            if offset in self.skips:
+                return []
+            raise Unreadable(self.journal, offset, error) from error
+        items = block.items
+        sender = (block.sender, block.partition)
+        if not block.sender:
+            return [Step(offset, i, at_ms, sender, item) for i, item in enumerate(items)]
+        last = self._origins.get(sender, FIRST_PREV)
+        prev = tuple(block.prev)
+        admitted: list[Step] = []
+        for i, item in enumerate(items):
+            this = (item.offset, item.n)
+            if this > last:
+                if prev == last:
+                    admitted.append(Step(offset, i, at_ms, sender, item))
+                    last = this
+                else:
+                    self.gap_items += 1
+                    self.open_gaps.setdefault(sender, last)
+            else:
+                self.dropped_items += 1
+            prev = this
+        if admitted:
+            self._origins[sender] = last
+            self.open_gaps.pop(sender, None)
+        return admitted
+
+    # ---- acknowledgements and checkpoints ----
+
+    def acknowledged(self, generation: int, count: int = 1) -> None:
+        """`count` sends of `generation` are on the brokers (acks=all)."""
+        self._outstanding[generation] -= count
+
+    @property
+    def unacknowledged(self) -> int:
+        return sum(self._outstanding.values())
+
+    def begin_checkpoint(self) -> Checkpoint:
+        """Step 1: copy the dirty state aside, as of K = the last applied offset. Processing may go on."""
+        self.stage.settle()
+        self.state.put(META_KEY, self._meta())
+        changes = self.state.freeze()
+        checkpoint = Checkpoint(self.next_offset, self._generation, changes)
+        self._generation += 1
+        self._outstanding[self._generation] = 0
+        self._crash("checkpoint.after_freeze")
+        return checkpoint
+
+    def may_write(self, checkpoint: Checkpoint) -> bool:
+        """Step 2: whether every output up to K is acknowledged."""
+        return not any(count for generation, count in self._outstanding.items() if generation <= checkpoint.generation)
+
+    def write(self, checkpoint: Checkpoint, write: Callable[[Changes], None]) -> None:
+        """Step 3: one atomic write of state, origins, chain and offset, all as of K."""
+        assert self.may_write(checkpoint), "outputs up to K are not acknowledged yet"
+        self._crash("checkpoint.before_write")
+        write(checkpoint.changes)
+        self.wrote(checkpoint)
+        self._crash("checkpoint.after_write")
+
+    def wrote(self, checkpoint: Checkpoint) -> None:
+        """The second half of step 3, for a driver that writes in a thread."""
+        self.state.written()
+        for generation in [g for g in self._outstanding if g <= checkpoint.generation]:
+            del self._outstanding[generation]
+
+    def commit_point(self, checkpoint: Checkpoint) -> tuple[int, str]:
+        """Step 4: what the group's own consumer commits, as (offset, metadata)."""
+        return checkpoint.next_offset, commit_metadata(self.journal.topic_id, checkpoint.next_offset)
+
+    def _meta(self) -> bytes:
+        return msgspec.msgpack.encode(
+            Meta(
+                META_LAYOUT,
+                self.journal.topic_id,
+                self.journal.partition,
+                self.next_offset,
+                [(*sender, *last) for sender, last in sorted(self._origins.items())],
+                [(*to, *last) for to, last in sorted(self._prevs.items())],
+            )
+        )
+
+    def last_sent(self, topic: str, partition: int) -> tuple[int, int]:
+        return self._prevs.get((topic, partition), FIRST_PREV)
+
+    def sent_up_to(self, topic: str, partition: int, origin: tuple[int, int]) -> None:
+        self._prevs[topic, partition] = origin
+
+    def count_send(self) -> int:
+        self._outstanding[self._generation] += 1
+        return self._generation
+
+
+def commit_metadata(topic_id: bytes, offset: int) -> str:
+    """What goes with a commit: which topic, by id, the offset belongs to."""
+    return f"1:{topic_id.hex()}:{offset}"
+
+
+def suppress_below(topic_id: bytes, offset: int, metadata: str) -> int:
+    """The offset below which answers need not be sent again: the group's, if its metadata says that *we* wrote it for
+    this very topic and offset. An operator's reset carries no such metadata, and suppresses nothing."""
+    return offset if metadata == commit_metadata(topic_id, offset) else 0
+
+
+class _Outbox:
+    """Collects one batch's outputs, and makes blocks of those that go to journals."""
+
+    def __init__(self, runner: PartitionRunner) -> None:
+        self._runner = runner
+        self._sends: list[Send] = []
+        self._open: dict[tuple[str, int], list[Item]] = {}
+        self._bytes: dict[tuple[str, int], int] = {}
+        self._offset = -1
+
+    def journal(self, step: Step, topic: str, partition: int, item: Item) -> None:
+        if step.offset != self._offset:
+            if not self._runner.gather:
+                self._close_all()
+            self._offset = step.offset
+        to = (topic, partition)
+        items = self._open.setdefault(to, [])
+        size = _size(item)
+        if items and (len(items) >= BLOCK_ITEMS_MAX or self._bytes[to] + size > BLOCK_BYTES_MAX):
+            self._close(to)
+            items = self._open[to] = []
+        self._bytes[to] = (self._bytes[to] if items else 0) + size
+        items.append(item)
+
+    def record(
+        self, step: Step, topic: str, partition: int, key: bytes | None, value: bytes, headers: list[Header]
+    ) -> None:
+        runner = self._runner
+        if step.offset < runner.suppress_below:
+            runner.suppressed += 1
+            return
+        self._sends.append(Send(topic, partition, key, value, headers, runner.count_send()))
+
+    def _close(self, to: tuple[str, int]) -> None:
+        items = self._open.pop(to, None)
+        if not items:
+            return
+        runner = self._runner
+        block = Block(
+            sender=runner.journal.topic_id,
+            partition=runner.journal.partition,
+            prev=runner.last_sent(*to),
+            items=items,
+        )
+        runner.sent_up_to(*to, (items[-1].offset, items[-1].n))
+        self._sends.append(Send(*to, None, encode_block(block), [], runner.count_send()))
+
+    def _close_all(self) -> None:
+        for to in list(self._open):
+            self._close(to)
+
+    def sends(self) -> list[Send]:
+        self._close_all()
+        return self._sends
+
+
+def _size(item: Item) -> int:
+    """Roughly the bytes of an item, for the block's bound. Only a raw value can be large; what a later stage makes
+    of a block is bounded by what came in, plus some hundred bytes of features an item."""
+    if isinstance(item, Raw):
+        return len(item.value) + 100
+    return 500

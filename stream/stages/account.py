@@ -1,0 +1,555 @@
+"""The account stage: is this payment valid, is it new, what is its account's history, where does it go on?
+
+    Raw payment ─► parse ─► time ─► FIRST │ REPEAT │ CONTRADICTION │ TOO_OLD
+                     │       │       │        │            │            │
+                  refused refused  windows  Repeat      refused      refused
+                                     │
+                                   Placed ─► terminal journal
+    Raw label  ─► its payment's road ─► truth of all its labels ─► Judged   (no payment yet: an orphan, bounded)
+    Raw update ─► its payment's road ─► Became
+
+Bounds: the ledger keeps a payment until its epoch of 45 days is behind the lowest watermark by the dedupe horizon and
+behind the labels' clock by `road_ms`; orphans are at most ORPHANS_MAX a partition, dropped `orphan_ms` after the
+payments' own time has passed what they were observed at; at most LABELS_MAX labels a payment.
+"""
+
+import struct
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from stream.stages import keys
+from stream.stages.answers import SKIPPED, Answerer, clean_traceparent
+from stream.stages.control import Meaning
+from stream.stages.observe import observations
+from stream.stages.stage import Outbox, Step, origin_n
+from stream.stages.state import State
+from stream.windows.entity import EntityWindows
+from topics.codec import Parsed, parse_label, parse_payment, parse_update
+from topics.journal import (
+    LABELS,
+    OUTPUTS_PER_ITEM_MAX,
+    PAYMENTS,
+    Became,
+    Clock,
+    Judged,
+    Marker,
+    Placed,
+    Raw,
+    Repeat,
+)
+from topics.label import Label
+from topics.limits import Limits
+from topics.payment import Payment
+from topics.refusals import Cause, Refusal
+from topics.truth import truth_of
+from topics.update import NOT_THROUGH, Update
+
+TERMINAL_JOURNAL = "terminal-journal"
+EPOCH_MS = 45 * 86_400_000
+ORPHANS_MAX = 100_000
+LABELS_MAX = 32
+CLOCK_STEP_MS = 3_600_000
+
+
+class _Entry(NamedTuple):
+    """What the ledger keeps of a payment: 35 bytes under 19 of key. Its times are ms UTC."""
+
+    fingerprint: bytes
+    event_ms: int
+    at_ms: int
+    partition: int
+    test: bool
+
+
+_ENTRY = struct.Struct("<16sqqH?")
+_labels = msgspec.msgpack.Decoder(list[Label])
+_orphans = msgspec.msgpack.Decoder(list[tuple[int, bytes]])
+
+CONTRADICTION_TEXT = "known with other content - at `$.payment_id`"
+
+
+class _Globals(Struct, array_like=True):
+    """Small state, written whole. `watermarks`: per partition of `payments` the highest event time, ms UTC."""
+
+    watermarks: list[tuple[bytes, int, int]]
+    label_clock_ms: int
+    forwarded_clock_ms: int
+    orphans: int
+    ledger_from_epoch: int
+
+
+class _First(NamedTuple):
+    """A payment with an id that was not known: its features are computed with the rest of its run."""
+
+    step: Step
+    raw: Raw
+    parsed: Parsed
+    pid: bytes
+    late: bool
+    partition: int
+    base_amount: int
+    label_clock_ms: int
+
+
+class _Repeated(NamedTuple):
+    """A payment that is known with the same business content."""
+
+    step: Step
+    raw: Raw
+    payment: Payment
+    pid: bytes
+    entry: _Entry
+
+
+class _Refused(NamedTuple):
+    """A record that is no payment we can decide."""
+
+    step: Step
+    raw: Raw
+    payment: Payment | None
+    refusal: Refusal
+
+
+def _parse_word(raw: Raw, limits: Limits) -> Label | Update | Refusal:
+    if raw.source == LABELS:
+        label = parse_label(raw.value, limits)
+        return label if isinstance(label, Refusal) else label.label
+    update = parse_update(raw.value, limits)
+    return update if isinstance(update, Refusal) else update.update
+
+
+def _is_payment(item: object) -> bool:
+    return isinstance(item, Raw) and item.source == PAYMENTS
+
+
+def _runs(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
+    """Cut into runs of payments and runs of all else; payments of a run are computed at once."""
+    start = 0
+    for i in range(1, len(steps) + 1):
+        if i == len(steps) or _is_payment(steps[i].item) != _is_payment(steps[start].item):
+            yield steps[start:i]
+            start = i
+
+
+class AccountStage:
+    """`partitions`: of the account journal; `terminal_partitions`: of the terminal journal.
+
+    `slots_max`: accounts kept in memory; `plain`: no numba, for proof that nothing depends on it.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        *,
+        partition: int,
+        partitions: int,
+        terminal_partitions: int,
+        decision_partitions: int,
+        slots_max: int = 200_000,
+        plain: bool = False,
+    ) -> None:
+        assert terminal_partitions < OUTPUTS_PER_ITEM_MAX, "a clock goes to every partition in one step"
+        self._state = state
+        self._partition = partition
+        self._partitions = partitions
+        self._terminal_partitions = terminal_partitions
+        self._slots_max = slots_max
+        self.windows = EntityWindows(plain=plain)
+        self.meaning = Meaning(state)
+        self._answers = Answerer(partition=partition, decision_partitions=decision_partitions)
+        self.counts: Counter[str] = Counter()
+        kept = state.get(keys.TABLE_GLOBALS)
+        self._globals = _Globals([], 0, 0, 0, -1) if kept is None else msgspec.msgpack.decode(kept, type=_Globals)
+        self._watermarks = {(topic, part): ms for topic, part, ms in self._globals.watermarks}
+        self._waiting: list[_First | _Repeated | _Refused] = []
+        self._parsed: dict[int, Parsed | Refusal] = {}
+        self._pids: dict[int, bytes] = {}
+        self._ahead: dict[bytes, bytes | None] = {}
+
+    # ---- the stage ----
+
+    def apply(self, steps: Sequence[Step], out: Outbox) -> None:
+        for run in _runs(steps):
+            if _is_payment(run[0].item):
+                self._parse_run(run)
+                for i, step in enumerate(run):
+                    self._payment(step, cast(Raw, step.item), i, out)
+                self._flush(out)
+            else:
+                for step in run:
+                    self._other(step, step.item, out)
+
+    def skip(self, steps: Sequence[Step], out: Outbox) -> None:
+        for step in steps:
+            if isinstance(step.item, Raw) and step.item.source == PAYMENTS:
+                self._answers.refuse(step, step.item, step.sender, None, SKIPPED, out)
+            elif isinstance(step.item, Marker):
+                self.meaning.apply(step.item)
+
+    def settle(self) -> None:
+        for key, value in self.windows.export_dirty():
+            self._state.put(key or keys.ENTITY_STORE_KEY, value)
+        self.windows.evict(self._slots_max)
+        self._globals.watermarks = [(*source, ms) for source, ms in sorted(self._watermarks.items())]
+        self._state.put(keys.TABLE_GLOBALS, msgspec.msgpack.encode(self._globals))
+
+    @property
+    def label_clock_ms(self) -> int:
+        """Labels observed before this have come through this partition; ms UTC, 0: none yet."""
+        return self._globals.label_clock_ms
+
+    # ---- payments ----
+
+    def _parse_run(self, steps: Sequence[Step]) -> None:
+        """Parse the payments of the run, and ask the ledger once for all that they may find there."""
+        limits = self.meaning.limits
+        parsed: dict[int, Parsed | Refusal] = {}
+        wanted: list[bytes] = []
+        for i, step in enumerate(steps):
+            raw = step.item
+            if not isinstance(raw, Raw) or raw.source != PAYMENTS:
+                continue
+            if raw.oversize is not None:
+                message = f"{raw.oversize.length} bytes, at most {limits.payload_bytes_max} - at `$`"
+                parsed[i] = Refusal(Cause.PAYLOAD_TOO_LARGE, "$", message)
+                continue
+            result = parsed[i] = parse_payment(raw.value, limits)
+            if isinstance(result, Parsed):
+                payment = result.payment
+                test = payment.mode == "test"
+                pid = keys.payment_hash(payment.tenant_id, payment.account_id, payment.payment_id, test)
+                self._pids[i] = pid
+                wanted.extend(keys.epoch_key(keys.TABLE_LEDGER, e, pid) for e in self._epochs(payment.event_time))
+                if self._globals.orphans:
+                    wanted.append(keys.TABLE_ORPHAN + pid)
+        self._parsed = parsed
+        self._ahead = dict(zip(wanted, self._state.get_many(wanted), strict=True)) if wanted else {}
+
+    def _epochs(self, event_ms: int) -> range:
+        """The ledger's epochs in which an equal payment id may stand: the horizon to both sides."""
+        reach = -(-self.meaning.limits.dedupe_horizon_ms // EPOCH_MS)
+        epoch = event_ms // EPOCH_MS
+        return range(max(epoch - reach, self._globals.ledger_from_epoch, 0), epoch + reach + 1)
+
+    def _payment(self, step: Step, raw: Raw, i: int, out: Outbox) -> None:
+        parsed = self._parsed[i]
+        if isinstance(parsed, Refusal):
+            self._waiting.append(_Refused(step, raw, None, parsed))
+            return
+        payment = parsed.payment
+        refusal = self._untimely(step, raw, payment)
+        if refusal is not None:
+            self._waiting.append(_Refused(step, raw, payment, refusal))
+            return
+        pid = self._pids[i]
+        print_ = keys.fingerprint(parsed.fingerprint_source)
+        entry = self._known(pid, payment.event_time)
+        if entry is not None:
+            if entry.fingerprint != print_:
+                refusal = Refusal(Cause.CONTRADICTION, "$.payment_id", CONTRADICTION_TEXT)
+                self._waiting.append(_Refused(step, raw, payment, refusal))
+            else:
+                self._waiting.append(_Repeated(step, raw, payment, pid, entry))
+            return
+        late = self._pass_watermark(step, payment)
+        terminal = payment.terminal_id
+        entity = payment.account_id if terminal is None else terminal
+        partition = keys.partition_of(payment.tenant_id, entity, self._terminal_partitions)
+        test = payment.mode == "test"
+        epoch = payment.event_time // EPOCH_MS
+        g = self._globals
+        g.ledger_from_epoch = epoch if g.ledger_from_epoch < 0 else min(g.ledger_from_epoch, epoch)
+        key = keys.epoch_key(keys.TABLE_LEDGER, epoch, pid)
+        packed = _ENTRY.pack(print_, payment.event_time, raw.at_ms, partition, test)
+        self._state.put(key, packed)
+        self._ahead[key] = packed
+        self._waiting.append(
+            _First(step, raw, parsed, pid, late, partition, self.meaning.base_amount(payment), g.label_clock_ms)
+        )
+        if g.orphans and self._ahead.get(keys.TABLE_ORPHAN + pid) is not None:
+            self._flush(out)  # its labels must be in the window before the account's next payment is
+
+    def _untimely(self, step: Step, raw: Raw, payment: Payment) -> Refusal | None:
+        limits = self.meaning.limits
+        if keys.partition_of(payment.tenant_id, payment.account_id, self._partitions) != self._partition:
+            return Refusal(Cause.ACCOUNT_MISMATCH, "$.account_id", "not the account by which the record was routed")
+        if payment.event_time > raw.at_ms + limits.skew_ms:
+            ahead_s = (payment.event_time - raw.at_ms) // 1000
+            message = f"expected a time up to {limits.skew_ms // 1000} s after the broker's, got {ahead_s} s"
+            return Refusal(Cause.FUTURE_TIME, "$.event_time", f"{message} - at `$.event_time`")
+        if payment.mode != "backfill":
+            watermark = self._watermarks.get(step.sender, self._lowest_watermark())
+            if payment.event_time < watermark - limits.dedupe_horizon_ms:
+                behind_days = (watermark - payment.event_time) // 86_400_000
+                message = f"{behind_days} days behind its partition's watermark - at `$.event_time`"
+                return Refusal(Cause.TOO_OLD, "$.event_time", message)
+        return None
+
+    def _lowest_watermark(self) -> int:
+        return min(self._watermarks.values(), default=0)
+
+    def _pass_watermark(self, step: Step, payment: Payment) -> bool:
+        """Whether the payment is late; moves its partition's watermark on."""
+        if payment.mode == "test":
+            return False
+        watermark = self._watermarks.get(step.sender)
+        if watermark is None or payment.event_time > watermark:
+            self._watermarks[step.sender] = payment.event_time
+            return False
+        return payment.event_time < watermark - self.meaning.limits.lateness_ms
+
+    def _known(self, pid: bytes, event_ms: int) -> _Entry | None:
+        for epoch in self._epochs(event_ms):
+            packed = self._ahead.get(keys.epoch_key(keys.TABLE_LEDGER, epoch, pid))
+            if packed is not None:
+                return _Entry(*_ENTRY.unpack(packed))
+        return None
+
+    def _flush(self, out: Outbox) -> None:
+        """Compute the features of the waiting payments at once, then emit in the order of arrival."""
+        waiting, self._waiting = self._waiting, []
+        firsts = [w for w in waiting if isinstance(w, _First)]
+        blocks = self._observe(firsts) if firsts else []
+        place = 0
+        for w in waiting:
+            if isinstance(w, _First):
+                self._emit_first(w, blocks[place], out)
+                place += 1
+            elif isinstance(w, _Repeated):
+                self._emit_repeat(w, out)
+            else:
+                self.counts["refused"] += 1
+                self._answers.refuse(w.step, w.raw, w.step.sender, w.payment, w.refusal, out)
+
+    def _observe(self, firsts: Sequence[_First]) -> list[bytes]:
+        """One block of float32 features per payment, in order."""
+        payments = [w.parsed.payment for w in firsts]
+        entity_keys = [keys.entity_key(p.tenant_id, p.account_id) for p in payments]
+        slots = self.windows.slots(entity_keys, self._load)
+        rows = observations(
+            payments,
+            amounts=[w.base_amount for w in firsts],
+            others=[keys.other64(p.tenant_id, p.terminal_id) for p in payments],
+            payments64=[keys.pid64(w.pid) for w in firsts],
+            label_clocks=[w.label_clock_ms for w in firsts],
+        )
+        matrix = self.windows.observe(slots, rows, maturity_ms=self.meaning.limits.maturity_ms)
+        flat = np.ascontiguousarray(matrix, dtype=np.float32).tobytes()
+        width = len(flat) // len(firsts)
+        return [flat[i * width : (i + 1) * width] for i in range(len(firsts))]
+
+    def _load(self, wanted: list[bytes]) -> list[bytes | None]:
+        return self._state.get_many([key or keys.ENTITY_STORE_KEY for key in wanted])
+
+    def _emit_first(self, w: _First, block: bytes, out: Outbox) -> None:
+        step, raw, payment = w.step, w.raw, w.parsed.payment
+        self.counts["first"] += 1
+        self.counts["unknown_fields"] += w.parsed.unknown_fields
+        self.counts["late"] += w.late
+        placed = Placed(
+            step.offset,
+            origin_n(step, 0),
+            raw.at_ms,
+            *step.sender,
+            raw.offset,
+            w.pid,
+            w.late,
+            w.base_amount,
+            payment,
+            [block],
+            clean_traceparent(raw.traceparent),
+        )
+        out.journal(step, TERMINAL_JOURNAL, w.partition, placed)
+        if self._globals.orphans:
+            self._adopt(w, out)
+
+    def _emit_repeat(self, w: _Repeated, out: Outbox) -> None:
+        step, raw, payment = w.step, w.raw, w.payment
+        if payment.mode == "backfill":
+            return
+        self.counts["repeat"] += 1
+        repeat = Repeat(
+            step.offset,
+            origin_n(step, 0),
+            raw.at_ms,
+            *step.sender,
+            raw.offset,
+            w.pid,
+            w.entry.at_ms,
+            payment.tenant_id,
+            payment.account_id,
+            payment.payment_id,
+            w.entry.test,
+            clean_traceparent(raw.traceparent),
+        )
+        out.journal(step, TERMINAL_JOURNAL, w.entry.partition, repeat)
+
+    # ---- labels, updates, clocks, markers ----
+
+    def _other(self, step: Step, item: object, out: Outbox) -> None:
+        if isinstance(item, Raw):
+            self._late_word(step, item, out)
+        elif isinstance(item, Marker):
+            self.meaning.apply(item)
+        # A tick has nothing to drain here.
+
+    def _late_word(self, step: Step, raw: Raw, out: Outbox) -> None:
+        """A label or an update: it takes the road of its payment."""
+        parsed = self._parse_late_word(raw)
+        if isinstance(parsed, Refusal):
+            self.counts["labels_refused" if raw.source == LABELS else "updates_refused"] += 1
+            topic = "labels" if raw.source == LABELS else "updates"
+            self._answers.bury(step, raw, step.sender, topic, parsed, out)
+            return
+        if isinstance(parsed, Label):
+            if parsed.kind == "clock":
+                self._advance_clock(step, parsed.observed_at, out, forward=True)
+                return
+            assert parsed.payment_id is not None
+            assert parsed.account_id is not None
+        pid = keys.payment_hash(parsed.tenant_id, parsed.account_id or "", parsed.payment_id or "")
+        epochs = range(max(self._globals.ledger_from_epoch, 0), self._newest_epoch() + 1)
+        ledger = [keys.epoch_key(keys.TABLE_LEDGER, epoch, pid) for epoch in epochs]
+        packed = next((found for found in self._state.get_many(ledger) if found is not None), None)
+        if packed is None:
+            self._wait_for_payment(pid, parsed, raw)
+        else:
+            self._send_after(step, 0, pid, _Entry(*_ENTRY.unpack(packed)), parsed, out)
+        if isinstance(parsed, Label):
+            self._advance_clock(step, parsed.observed_at, out, forward=False)
+
+    def _parse_late_word(self, raw: Raw) -> Label | Update | Refusal:
+        limits = self.meaning.limits
+        if raw.oversize is not None:
+            message = f"{raw.oversize.length} bytes, at most {limits.payload_bytes_max} - at `$`"
+            return Refusal(Cause.PAYLOAD_TOO_LARGE, "$", message)
+        parsed = _parse_word(raw, limits)
+        if isinstance(parsed, Refusal):
+            return parsed
+        if parsed.observed_at > raw.at_ms + limits.skew_ms:
+            message = "observed after the broker's time of its record, beyond the skew - at `$.observed_at`"
+            return Refusal(Cause.FUTURE_TIME, "$.observed_at", message)
+        return parsed
+
+    def _newest_epoch(self) -> int:
+        newest = max(self._watermarks.values(), default=0)
+        return newest // EPOCH_MS
+
+    def _send_after(self, step: Step, j: int, pid: bytes, entry: _Entry, word: Label | Update, out: Outbox) -> bool:
+        """Emit what a label or update says of a payment that is known; whether something was emitted as output `j`."""
+        if isinstance(word, Update):
+            self.counts["updates"] += 1
+            became = Became(step.offset, origin_n(step, j), pid, entry.event_ms, word.kind not in NOT_THROUGH)
+            out.journal(step, TERMINAL_JOURNAL, entry.partition, became)
+            return True
+        self.counts["labels_joined"] += 1
+        key = keys.epoch_key(keys.TABLE_TRUTH, entry.event_ms // EPOCH_MS, pid)
+        kept = self._state.get(key)
+        labels = [] if kept is None else _labels.decode(kept)
+        if word in labels or len(labels) >= LABELS_MAX:
+            self.counts["labels_repeated"] += 1
+            return False
+        before = truth_of(labels)
+        labels.append(word)
+        self._state.put(key, msgspec.msgpack.encode(labels))
+        truth = truth_of(labels)
+        if labels[1:] and (truth.fraud, truth.weight) == (before.fraud, before.weight):
+            return False
+        assert word.account_id is not None
+        slot = int(self.windows.slots([keys.entity_key(word.tenant_id, word.account_id)], self._load)[0])
+        observed_ms = word.observed_at if truth.fraud else 0
+        self.windows.label(
+            slot,
+            payment=keys.pid64(pid),
+            event_ms=entry.event_ms,
+            observed_ms=observed_ms,
+            fraud=bool(truth.fraud),
+        )
+        judged = Judged(
+            step.offset,
+            origin_n(step, j),
+            pid,
+            entry.event_ms,
+            word.observed_at,
+            truth.fraud,
+            truth.weight == "provisional",
+            word.source,
+        )
+        out.journal(step, TERMINAL_JOURNAL, entry.partition, judged)
+        return True
+
+    def _advance_clock(self, step: Step, observed_ms: int, out: Outbox, *, forward: bool) -> None:
+        """The labels' clock moves on; told to every terminal partition by clock records, and once an hour of it."""
+        g = self._globals
+        if observed_ms <= g.label_clock_ms:
+            return
+        g.label_clock_ms = observed_ms
+        if not forward and observed_ms < g.forwarded_clock_ms + CLOCK_STEP_MS:
+            return
+        g.forwarded_clock_ms = observed_ms
+        for terminal in range(self._terminal_partitions):
+            clock = Clock(step.offset, origin_n(step, 1), self._partition, observed_ms)
+            out.journal(step, TERMINAL_JOURNAL, terminal, clock)
+        self._expire()
+
+    def _expire(self) -> None:
+        """Forget what no later step may look for. Called when the labels' clock moves: a moment that the log sets."""
+        g, limits = self._globals, self.meaning.limits
+        low = self._lowest_watermark()
+        behind = min(low - limits.dedupe_horizon_ms, g.label_clock_ms - limits.road_ms)
+        epoch = behind // EPOCH_MS
+        if epoch > g.ledger_from_epoch >= 0:
+            g.ledger_from_epoch = epoch
+            for table in (keys.TABLE_LEDGER, keys.TABLE_TRUTH):
+                self._state.drop_range(table, keys.epoch_key(table, epoch, b""))
+        if g.orphans and low > limits.orphan_ms:
+            high = keys.time_key(keys.TABLE_ORPHAN_DUE, low - limits.orphan_ms)
+            for key, _ in self._state.scan(keys.TABLE_ORPHAN_DUE, high, 1000):
+                self._drop_orphan(key)
+                self.counts["labels_orphan_expired"] += 1
+
+    # ---- orphans: labels and updates before their payment ----
+
+    def _wait_for_payment(self, pid: bytes, word: Label | Update, raw: Raw) -> None:
+        self.counts["labels_orphaned"] += 1
+        if self._globals.orphans >= ORPHANS_MAX:
+            self.counts["labels_orphan_dropped"] += 1
+            return
+        key = keys.TABLE_ORPHAN + pid
+        kept = self._state.get(key)
+        words = [] if kept is None else _orphans.decode(kept)
+        if len(words) >= LABELS_MAX or any(value == raw.value for _, value in words):
+            return
+        words.append((raw.source, raw.value))
+        self._state.put(key, msgspec.msgpack.encode(words))
+        if kept is None:
+            self._globals.orphans += 1
+            self._state.put(keys.time_key(keys.TABLE_ORPHAN_DUE, word.observed_at, pid), b"")
+
+    def _adopt(self, w: _First, out: Outbox) -> None:
+        """A payment has come whose labels or updates were here before it."""
+        key = keys.TABLE_ORPHAN + w.pid
+        kept = self._state.get(key)
+        if kept is None:
+            return
+        payment = w.parsed.payment
+        entry = _Entry(b"", payment.event_time, w.raw.at_ms, w.partition, False)
+        j = 1
+        words = [
+            self._parse_late_word(Raw(0, 0, source, w.raw.at_ms, value)) for source, value in _orphans.decode(kept)
+        ]
+        for word in words:
+            if not isinstance(word, Refusal) and self._send_after(w.step, j, w.pid, entry, word, out):
+                j += 1
+        first = next(word for word in words if not isinstance(word, Refusal))
+        self._drop_orphan(keys.time_key(keys.TABLE_ORPHAN_DUE, first.observed_at, w.pid))
+
+    def _drop_orphan(self, due_key: bytes) -> None:
+        self._state.delete(due_key)
+        self._state.delete(keys.TABLE_ORPHAN + due_key[9:])
+        self._globals.orphans -= 1

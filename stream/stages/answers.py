@@ -1,0 +1,196 @@
+"""How answers look on the wire: decisions, dead letters and their headers.
+
+The value of an answer depends on the log alone. What belongs to one delivery (is it the first, whose record does it
+answer) stands in the headers.
+"""
+
+import re
+from typing import NamedTuple
+
+import msgspec
+
+from stream.features import FEATURES_VERSION
+from stream.stages.keys import partition_of, partition_of_origin
+from stream.stages.stage import Header, Outbox, Step, origin_n
+from stream.version import ENGINE_VERSION
+from topics.cards import find_card_number
+from topics.dead_letter import dead_letter_headers, dead_letter_of
+from topics.decision import Decision, Origin, Position, Versions
+from topics.journal import Placed, Raw, Repeat
+from topics.payment import Mode, Payment
+from topics.refusals import Cause, Refusal
+
+DECISIONS = "decisions"
+DETAILS = "decision-details"
+DEAD_LETTERS = "dead-letters"
+
+SKIPPED = Refusal(Cause.SKIPPED, "$", "an operator has skipped this record")
+EXPIRED = Refusal(Cause.ANSWER_EXPIRED, "$.payment_id", "answered before; that answer is no longer kept")
+
+_encode = msgspec.json.Encoder().encode
+_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def clean_traceparent(text: str | None) -> str | None:
+    """A W3C trace context as it may be passed on: well-formed, and no card number in it."""
+    if text is None or _TRACEPARENT.fullmatch(text) is None:
+        return None
+    return None if any(find_card_number(part) is not None for part in text.split("-")) else text
+
+
+class Answerer:
+    """Writes answers to decisions, details and dead letters. `partition`: of the journal in which they are decided."""
+
+    def __init__(self, *, partition: int, decision_partitions: int) -> None:
+        self._partition = partition
+        self._decision_partitions = decision_partitions
+
+    def refuse(
+        self, step: Step, raw: Raw, sender: tuple[bytes, int], payment: Payment | None, refusal: Refusal, out: Outbox
+    ) -> None:
+        """Answer a payment record `refused`, and keep it in the dead letters. A backfill gets no answer."""
+        if payment is None or payment.mode != "backfill":
+            delivery = Delivery(*sender, raw.offset, clean_traceparent(raw.traceparent))
+            about = (
+                _NOBODY
+                if payment is None
+                else _About(
+                    payment.tenant_id,
+                    payment.payment_id,
+                    payment.account_id,
+                    payment.mode,
+                    payment.event_time,
+                    payment.respond_by,
+                )
+            )
+            self._refused(step, delivery, about, refusal, out)
+        self.bury(step, raw, sender, "payments", refusal, out)
+
+    def refuse_skipped(self, step: Step, item: Placed | Repeat, out: Outbox) -> None:
+        """An operator has skipped the block with this payment: it is answered, and nothing else happens."""
+        if isinstance(item, Repeat):
+            about = _About(item.tenant_id, item.payment_id, item.account_id, "live", None, None)
+        else:
+            payment = item.payment
+            if payment.mode == "backfill":
+                return
+            about = _About(
+                payment.tenant_id,
+                payment.payment_id,
+                payment.account_id,
+                payment.mode,
+                payment.event_time,
+                payment.respond_by,
+            )
+        self._refused(step, delivery_of(item), about, SKIPPED, out)
+
+    def refuse_expired(self, step: Step, item: Repeat, out: Outbox) -> None:
+        """A repeat whose first answer is no longer kept."""
+        mode: Mode = "test" if item.test else "live"
+        about = _About(item.tenant_id, item.payment_id, item.account_id, mode, None, None)
+        self._refused(step, delivery_of(item), about, EXPIRED, out)
+
+    def _refused(self, step: Step, delivery: "Delivery", about: "_About", refusal: Refusal, out: Outbox) -> None:
+        value = _encode(
+            Decision(
+                outcome="refused",
+                verdict="refused",
+                origin=Origin("payments", delivery.partition, delivery.offset),
+                position=Position(self._partition, step.offset, origin_n(step, 0)),
+                versions=Versions(engine=ENGINE_VERSION, features=FEATURES_VERSION),
+                tenant_id=about.tenant_id,
+                payment_id=about.payment_id,
+                account_id=about.account_id,
+                mode=about.mode,
+                cause=refusal.cause,
+                path=refusal.path,
+                message=refusal.message,
+                event_time=about.event_time,
+                respond_by=about.respond_by,
+            )
+        )
+        self.send(step, delivery, about.tenant_id, about.account_id, value, repeat=False, out=out)
+
+    def send(
+        self,
+        step: Step,
+        delivery: "Delivery",
+        tenant_id: str | None,
+        account_id: str | None,
+        value: bytes,
+        *,
+        repeat: bool,
+        out: Outbox,
+    ) -> None:
+        """One answer, on the account's partition of decisions."""
+        key, partition = self._place(tenant_id, account_id, delivery)
+        out.record(step, DECISIONS, partition, key, value, answer_headers(delivery, repeat=repeat))
+
+    def send_details(self, step: Step, tenant_id: str, account_id: str, value: bytes, out: Outbox) -> None:
+        partition = partition_of(tenant_id, account_id, self._decision_partitions)
+        out.record(step, DETAILS, partition, account_id.encode(), value, [])
+
+    def _place(self, tenant_id: str | None, account_id: str | None, delivery: "Delivery") -> tuple[bytes | None, int]:
+        n = self._decision_partitions
+        if tenant_id is None or account_id is None:
+            return None, partition_of_origin(delivery.topic_id, delivery.partition, delivery.offset, n)
+        return account_id.encode(), partition_of(tenant_id, account_id, n)
+
+    def bury(self, step: Step, raw: Raw, sender: tuple[bytes, int], topic: str, refusal: Refusal, out: Outbox) -> None:
+        """Keep a record that was refused: where it stood, why, and a masked excerpt."""
+        oversize = raw.oversize
+        letter = dead_letter_of(
+            refusal,
+            Origin(topic, sender[1], raw.offset),
+            raw.value,
+            length=None if oversize is None else oversize.length,
+            sha256=None if oversize is None else oversize.sha256.hex(),
+        )
+        partition = partition_of_origin(*sender, raw.offset, self._decision_partitions)
+        out.record(step, DEAD_LETTERS, partition, None, _encode(letter), dead_letter_headers(letter))
+
+
+class Delivery(NamedTuple):
+    """The record on `payments` that a delivery of an answer is for."""
+
+    topic_id: bytes
+    partition: int
+    offset: int
+    traceparent: str | None
+
+
+def delivery_of(item: Placed | Repeat) -> Delivery:
+    return Delivery(item.topic, item.partition, item.position, item.traceparent)
+
+
+class _About(NamedTuple):
+    """What a refusal says of the payment, as far as it is known."""
+
+    tenant_id: str | None
+    payment_id: str | None
+    account_id: str | None
+    mode: Mode
+    event_time: int | None
+    respond_by: int | None
+
+
+_NOBODY = _About(None, None, None, "live", None, None)
+
+
+def answer_headers(delivery: Delivery, *, repeat: bool) -> list[Header]:
+    """Headers of a decision. `answer`: first or repeat; `origin`: the record that this delivery answers.
+
+    `ce_*`: CloudEvents in binary mode; `ce_id` is the origin, so equal for every delivery of one answer.
+    """
+    origin = b"%b:%d:%d" % (delivery.topic_id.hex().encode(), delivery.partition, delivery.offset)
+    headers: list[Header] = [
+        ("answer", b"repeat" if repeat else b"first"),
+        ("origin", origin),
+        ("ce_specversion", b"1.0"),
+        ("ce_id", origin),
+        ("ce_type", b"fraudstream.decision.v1"),
+        ("ce_source", b"/fraudstream/decide"),
+    ]
+    if delivery.traceparent is not None:
+        headers.append(("traceparent", delivery.traceparent.encode()))
+    return headers

@@ -1,0 +1,163 @@
+"""Control records: what they set in a stage from their marker on, and the stage that copies them there."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from stream.features import FEATURES_VERSION
+from stream.model.compiled import Compiled, Corrupt
+from stream.rules.errors import RulesRefused
+from stream.rules.policy import decode_policy
+from stream.rules.ruleset import decode_ruleset
+from stream.stages import keys
+from stream.stages.stage import Outbox, Record, Step
+from stream.stages.state import State
+from stream.version import ENGINE_VERSION
+from topics.catalogue import JOURNALS_OF_KIND
+from topics.control import Control, ControlKind, Engine, Rates, Skip, encode_control, parse_control, payload_as
+from topics.journal import OUTPUTS_PER_ITEM_MAX, Marker
+from topics.limits import LIMITS_DEFAULT, Limits, contradictions
+from topics.payment import Payment
+from topics.refusals import Refusal
+
+CONTROL = "control"
+RATE_UNIT = 10**9
+BASE_DEFAULT = Rates(base="EUR", nano_base_per_minor={})
+
+
+class Meaning:
+    """The settings in force at this place of a journal: limits, and the rates by which amounts become comparable."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        limits, rates = state.get_many([keys.TABLE_MARKER + b"settings", keys.TABLE_MARKER + b"rates"])
+        self.limits = LIMITS_DEFAULT if limits is None else msgspec.json.decode(limits, type=Limits)
+        self._rates = BASE_DEFAULT if rates is None else msgspec.json.decode(rates, type=Rates)
+
+    def apply(self, marker: Marker) -> None:
+        """Take what a record sets. Raises if it cannot be read: it stops the partition, as every such marker does."""
+        if marker.kind == "settings":
+            self.limits = payload_as(control_of(marker), Limits)
+            self._state.put(keys.TABLE_MARKER + b"settings", msgspec.json.encode(self.limits))
+        elif marker.kind == "rates":
+            self._rates = payload_as(control_of(marker), Rates)
+            self._state.put(keys.TABLE_MARKER + b"rates", msgspec.json.encode(self._rates))
+
+    def base_amount(self, payment: Payment) -> int:
+        """The amount in minor units of the base currency, -1 where no rate is known: nothing is guessed."""
+        rates = self._rates
+        if payment.currency == rates.base:
+            return payment.amount
+        if payment.billing_amount is not None and payment.billing_currency == rates.base:
+            return payment.billing_amount
+        rate = rates.nano_base_per_minor.get(payment.currency)
+        return -1 if rate is None else payment.amount * rate // RATE_UNIT
+
+
+class ModelPayload(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The payload of kind `model`. `offset`: of `examples`, up to which it learned. `compiled`: `Compiled.encode()`.
+    `held`: why the gate did not let it pass; such a version is on record and never decides."""
+
+    version: str
+    offset: int
+    features: str
+    compiled: bytes
+    held: str | None = None
+
+
+def model_record(compiled: Compiled, held: str | None) -> bytes:
+    """The control record of a version that the learner made."""
+    payload = ModelPayload(
+        version=compiled.version,
+        offset=compiled.offset,
+        features=compiled.features_version,
+        compiled=compiled.encode(),
+        held=held,
+    )
+    why = "learned" if held is None else f"held: {held}"[:1000]
+    return encode_control(kind="model", by="learner", why=why, version=compiled.version, payload=payload)
+
+
+def control_of(marker: Marker) -> Control:
+    """The record that a marker carries. Raises `Corrupt` if it is none."""
+    record = parse_control(marker.body)
+    if isinstance(record, Refusal):
+        raise Corrupt(f"a marker of kind {marker.kind} is no control record: {record.message}")
+    return record
+
+
+def refused_because(record: Control) -> str | None:
+    """Why a control record must not be passed on; None: it may. One bad record would stop every partition.
+
+    A model's hash is left to the stage that would score with it: a damaged one must stop that stage, loudly.
+    """
+    try:
+        if record.kind == "model":
+            payload_as(record, ModelPayload)
+        elif record.kind == "rules":
+            decode_ruleset(bytes(record.payload))
+        elif record.kind == "policy":
+            decode_policy(bytes(record.payload))
+        elif record.kind == "settings":
+            found = contradictions(payload_as(record, Limits))
+            return found[0] if found else None
+        elif record.kind == "rates":
+            payload_as(record, Rates)
+        elif record.kind == "skip":
+            payload_as(record, Skip)
+        elif record.kind == "engine" and payload_as(record, Engine).engine > ENGINE_VERSION:
+            return f"this release holds engines up to {ENGINE_VERSION}"
+    except (msgspec.MsgspecError, RulesRefused) as error:
+        return str(error)
+    return None
+
+
+# ---- the control stage ----
+
+
+class ControlStage:
+    """Copies each control record into every partition of the journals whose stage reads its kind.
+
+    Of two model versions learned from the same place of `examples` the first holds: a learner that restarts may
+    write one again. `destinations`: journal → its number of partitions.
+    """
+
+    def __init__(self, state: State, *, destinations: Mapping[str, int]) -> None:
+        assert sum(destinations.values()) < OUTPUTS_PER_ITEM_MAX, "one step reaches every partition"
+        self._state = state
+        self._destinations = dict(destinations)
+        self.counts: Counter[str] = Counter()
+        kept = state.get(keys.TABLE_GLOBALS)
+        self._model_offset = -1 if kept is None else int.from_bytes(kept, "big", signed=True)
+
+    def apply(self, steps: Sequence[Step], out: Outbox) -> None:
+        for step in steps:
+            record = step.item
+            assert isinstance(record, Record)
+            kind = self._accepted(record.value)
+            self.counts[kind or "refused"] += 1
+            j = 0
+            for journal in JOURNALS_OF_KIND.get(kind, ()) if kind is not None else ():
+                for partition in range(self._destinations.get(journal, 0)):
+                    out.journal(step, journal, partition, Marker(step.offset, j, kind or "", record.value or b""))
+                    j += 1
+
+    def _accepted(self, value: bytes | None) -> ControlKind | None:
+        """The kind of a record that is passed on."""
+        record = parse_control(value)
+        if isinstance(record, Refusal) or refused_because(record) is not None:
+            return None
+        if record.kind == "model":
+            payload = payload_as(record, ModelPayload)
+            if payload.held is not None or payload.offset <= self._model_offset or payload.features != FEATURES_VERSION:
+                return None
+            self._model_offset = payload.offset
+        return record.kind
+
+    def skip(self, steps: Sequence[Step], out: Outbox) -> None:
+        """A skipped control record is not passed on."""
+
+    def settle(self) -> None:
+        self._state.put(keys.TABLE_GLOBALS, self._model_offset.to_bytes(8, "big", signed=True))

@@ -1,0 +1,216 @@
+"""Decide: rules, model, thresholds, and what is said about it.
+
+What decides is set by control records: the model's version, the rules, the policy. Each holds from its marker on.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream.features import (
+    ENTITY_FEATURES,
+    FEATURES_VERSION,
+    MODEL_NAMES,
+    PAYMENT_FEATURES,
+    assemble,
+    payment_features,
+)
+from stream.model.compiled import Compiled
+from stream.rules.compiled import CompiledRules, compile_rules
+from stream.rules.default import DEFAULT_RULES
+from stream.rules.policy import (
+    DEFAULT_POLICY,
+    VERDICTS,
+    Policy,
+    decode_policy,
+    model_ready,
+    outcome,
+    policy_bytes,
+    policy_version,
+    verdicts,
+)
+from stream.rules.reasons import reason_codes
+from stream.rules.ruleset import canonical_bytes, decode_ruleset
+from stream.stages import keys
+from stream.stages.control import ModelPayload, control_of
+from stream.stages.model_reasons import MODEL_REASONS
+from stream.stages.stage import Step, origin_n
+from stream.stages.state import State
+from stream.version import ENGINE_VERSION
+from topics.control import payload_as
+from topics.decision import Decision, Origin, Position, Versions
+from topics.details import DecisionDetails, RuleHit
+from topics.journal import Marker, Placed
+from topics.payment import Payment
+
+FULL_NAMES = (
+    *(f"account_{feature.name}" for feature in ENTITY_FEATURES),
+    *(f"terminal_{feature.name}" for feature in ENTITY_FEATURES),
+    *(feature.name for feature in PAYMENT_FEATURES),
+)
+"""The columns that a rule may name."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Decided(NamedTuple):
+    """A run of payments, decided: arrays of one length. `rows`: the model's float32 features of each, as bytes."""
+
+    rows: list[bytes]
+    full: NDArray[np.float32]
+    probability: list[float | None]
+    logit: list[float | None]
+    hits: list[int]
+    near: list[int]
+    verdict: list[int]
+    mode: str
+
+    def declines(self, i: int) -> bool:
+        """Whether payment i is answered `decline` in earnest."""
+        return self.mode == "enforce" and VERDICTS[self.verdict[i]] == "decline"
+
+
+class Decider:
+    """The model, the rules and the policy in force at this place of the journal. One writer: the stage."""
+
+    def __init__(self, state: State, *, partition: int) -> None:
+        self._state = state
+        self._partition = partition
+        self._payment_features = payment_features
+        model, rules, policy = state.get_many([keys.TABLE_MARKER + kind for kind in (b"model", b"rules", b"policy")])
+        self.model: Compiled | None = None if model is None else Compiled.decode(model)
+        self.rules: CompiledRules = compile_rules(DEFAULT_RULES if rules is None else decode_ruleset(rules), FULL_NAMES)
+        self.policy: Policy = DEFAULT_POLICY if policy is None else decode_policy(policy)
+        self._set_versions()
+
+    def apply(self, marker: Marker) -> None:
+        """Take what a control record sets. Raises if it cannot be read, or a model's hash does not match."""
+        if marker.kind == "model":
+            payload = payload_as(control_of(marker), ModelPayload)
+            self.model = Compiled.decode(payload.compiled)
+            self._state.put(keys.TABLE_MARKER + b"model", payload.compiled)
+        elif marker.kind == "rules":
+            ruleset = decode_ruleset(bytes(control_of(marker).payload))
+            self.rules = compile_rules(ruleset, FULL_NAMES)
+            self._state.put(keys.TABLE_MARKER + b"rules", canonical_bytes(ruleset))
+        elif marker.kind == "policy":
+            self.policy = decode_policy(bytes(control_of(marker).payload))
+            self._state.put(keys.TABLE_MARKER + b"policy", policy_bytes(self.policy))
+        else:
+            return
+        self._set_versions()
+
+    def _set_versions(self) -> None:
+        model = self.model
+        self._model_has_say = model is not None and model.ready and model_ready(self.policy, model.frauds)
+        thresholds = {
+            "challenge": self.policy.challenge_from,
+            "review": self.policy.review_from,
+            "decline": self.policy.decline_from,
+        }
+        self._limits = {verdict: value for verdict, value in thresholds.items() if value is not None}
+        self._versions = Versions(
+            engine=ENGINE_VERSION,
+            features=FEATURES_VERSION,
+            model=None if model is None else model.version,
+            rules=self.rules.version,
+            policy=policy_version(self.policy),
+        )
+
+    def decide(
+        self,
+        payments: Sequence[Payment],
+        accounts: NDArray[np.float32],
+        terminals: NDArray[np.float32],
+        amounts: Sequence[int],
+    ) -> Decided:
+        """`accounts`, `terminals`: float32 (n, ENTITY_FEATURES); `amounts`: base currency, -1 absent."""
+        n = len(payments)
+        own = self._payment_features(payments, np.array(amounts, np.int64))
+        model_rows = assemble(accounts, terminals, own)
+        full = np.concatenate([accounts, terminals, own], axis=1)
+        hits, near = self.rules.evaluate(full)
+        if self.model is None:
+            probability = np.full(n, np.nan)
+            logit = probability
+        else:
+            probability, logit = self.model.score(model_rows)
+        codes = verdicts(probability, hits, self.rules, self.policy, self._model_has_say)
+        flat = model_rows.tobytes()
+        width = 4 * len(MODEL_NAMES)
+        none: list[float | None] = [None] * n
+        return Decided(
+            [flat[i * width : (i + 1) * width] for i in range(n)],
+            full,
+            none if self.model is None else probability.tolist(),
+            none if self.model is None else logit.tolist(),
+            hits.tolist(),
+            near.tolist(),
+            codes.tolist(),
+            self.policy.mode,
+        )
+
+    def _contributions(self, decided: Decided, i: int) -> list[float] | None:
+        """What each feature added to the logit, for a payment that is not simply approved."""
+        if not decided.verdict[i] or self.model is None or not self._model_has_say:
+            return None
+        return self.model.contributions(np.frombuffer(decided.rows[i], np.float32)).tolist()
+
+    def answer(self, step: Step, item: Placed, decided: Decided, i: int) -> tuple[bytes, bytes]:
+        """Decision and details: the same bytes in every delivery."""
+        payment = item.payment
+        code = decided.verdict[i]
+        said = VERDICTS[code]
+        done = outcome(said, self.policy.mode)
+        origin = Origin("payments", item.partition, item.position)
+        position = Position(self._partition, step.offset, origin_n(step, 0))
+        contributions = self._contributions(decided, i)
+        reasons = list(reason_codes(decided.hits[i], self.rules, contributions, MODEL_REASONS)) if code else []
+        decision = Decision(
+            outcome=done,
+            verdict=said,
+            origin=origin,
+            versions=self._versions,
+            position=position,
+            tenant_id=payment.tenant_id,
+            payment_id=payment.payment_id,
+            account_id=payment.account_id,
+            mode=payment.mode,
+            policy_mode=self.policy.mode,
+            probability=decided.probability[i],
+            reasons=reasons,
+            event_time=payment.event_time,
+            respond_by=payment.respond_by,
+        )
+        details = DecisionDetails(
+            outcome=done,
+            verdict=said,
+            origin=origin,
+            versions=self._versions,
+            feature_set=FEATURES_VERSION,
+            position=position,
+            tenant_id=payment.tenant_id,
+            payment_id=payment.payment_id,
+            account_id=payment.account_id,
+            mode=payment.mode,
+            policy_mode=self.policy.mode,
+            event_time=payment.event_time,
+            probability=decided.probability[i],
+            features=decided.rows[i],
+            logit=decided.logit[i],
+            contributions=contributions or [],
+            limits=self._limits,
+            reasons=reasons,
+            hits=self._described(decided.hits[i], decided.full[i]),
+            near_hits=self._described(decided.near[i], decided.full[i]),
+            late=item.late,
+        )
+        return _encode(decision), _encode(details)
+
+    def _described(self, mask: int, row: NDArray[np.float32]) -> list[RuleHit]:
+        if not mask:
+            return []
+        return [RuleHit(hit.code, hit.feature, hit.value, hit.limit) for hit in self.rules.describe(mask, row)]

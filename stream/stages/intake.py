@@ -1,0 +1,82 @@
+"""Intake: from a foreign topic onto the account journal, under our own partitioner. It refuses nothing.
+
+Its step is one foreign record. All that could ever be decided differently is decided later, in a journaled stage.
+"""
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+import msgspec
+from msgspec import Struct
+
+from stream.stages.keys import partition_of, partition_of_origin
+from stream.stages.stage import Outbox, Record, Step
+from topics.journal import LABELS, OUTPUTS_PER_ITEM_MAX, RAW_BYTES_MAX, RAW_EXCERPT_BYTES, Oversize, Raw
+
+ACCOUNT_JOURNAL = "account-journal"
+TRACEPARENT_CHARS_MAX = 64
+
+
+class _Whose(Struct, gc=False):
+    """As much of a record as intake reads."""
+
+    account_id: str | None = None
+    tenant_id: str = "default"
+    kind: object = None
+
+
+_whose = msgspec.json.Decoder(_Whose)
+
+
+def whose(value: bytes) -> _Whose | None:
+    """Account, tenant and kind that a record names, or None."""
+    try:
+        return _whose.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+class Intake:
+    """`source`: PAYMENTS, UPDATES or LABELS; `partitions`: those of the account journal."""
+
+    def __init__(self, *, source: int, topic_id: bytes, partition: int, partitions: int) -> None:
+        assert partitions < OUTPUTS_PER_ITEM_MAX, "a clock record goes to every partition"
+        self.source = source
+        self.topic_id = topic_id
+        self.partition = partition
+        self.partitions = partitions
+
+    def apply(self, steps: Sequence[Step], out: Outbox) -> None:
+        for step in steps:
+            record = step.item
+            assert isinstance(record, Record)
+            value = record.value or b""
+            oversize = None
+            if len(value) > RAW_BYTES_MAX:
+                oversize = Oversize(len(value), sha256(value).digest())
+                value = value[:RAW_EXCERPT_BYTES]
+            seen = None if oversize else whose(value)
+            raw = Raw(step.offset, 0, self.source, record.at_ms, value, _traceparent(record), oversize)
+            for partition in self._destinations(seen, step.offset):
+                out.journal(step, ACCOUNT_JOURNAL, partition, raw)
+
+    def _destinations(self, seen: _Whose | None, offset: int) -> Sequence[int]:
+        if seen is not None:
+            if self.source == LABELS and seen.kind == "clock":
+                return range(self.partitions)
+            if seen.account_id is not None:
+                return (partition_of(seen.tenant_id, seen.account_id, self.partitions),)
+        return (partition_of_origin(self.topic_id, self.partition, offset, self.partitions),)
+
+    def skip(self, steps: Sequence[Step], out: Outbox) -> None:
+        """Intake never fails on a record; a skipped one is simply not passed on."""
+
+    def settle(self) -> None:
+        """Nothing is kept but the chain, which the runner keeps."""
+
+
+def _traceparent(record: Record) -> str | None:
+    for name, value in record.headers:
+        if name == "traceparent" and value is not None and len(value) <= TRACEPARENT_CHARS_MAX:
+            return value.decode("ascii", "replace")
+    return None

@@ -1,0 +1,87 @@
+"""The learner's stage: one partition of examples, so one total order; a version at each tick, if something was learned.
+
+State: the learner's arrays, written whole when they changed (about 2 MB).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from stream.errors import InternalError
+from stream.features import FEATURES_VERSION, MODEL_FEATURES
+from stream.model.learner import MATURITY_SOURCE, PROVISIONAL_WEIGHT, Held, Learner, Published
+from stream.model.learner import Settings as LearnerSettings
+from stream.stages.control import CONTROL, model_record
+from stream.stages.stage import Outbox, Step
+from stream.stages.state import State
+from topics.journal import EXAMPLE_CORRECTED, EXAMPLE_MATURED, EXAMPLE_UNLABELLED, Example, Marker, Tick
+
+DAY_MS = 86_400_000
+KEY = b"Nlearner"
+UNNAMED_SOURCE = "unnamed"
+
+
+def fresh_learner() -> Learner:
+    """The learner of a deployment that has none yet."""
+    return Learner(LearnerSettings(features=len(MODEL_FEATURES), features_version=FEATURES_VERSION))
+
+
+class LearnStage:
+    """Learns what comes, publishes at ticks. `fresh`: the learner of a partition that has no state yet."""
+
+    def __init__(self, state: State, fresh: Callable[[], Learner]) -> None:
+        self._state = state
+        kept = state.get(KEY)
+        self.learner = fresh() if kept is None else Learner.from_bytes(kept)
+        self.counts: Counter[str] = Counter()
+        self._changed = False
+        self.active_version = "" if self.learner.active is None else self.learner.active.version
+
+    def apply(self, steps: Sequence[Step], out: Outbox) -> None:
+        for step in steps:
+            item = step.item
+            if isinstance(item, Example):
+                self._learn(item)
+            elif isinstance(item, Tick):
+                self._publish(step, out)
+            elif not isinstance(item, Marker):
+                raise InternalError(f"a {type(item).__name__} does not belong on examples")
+
+    def skip(self, steps: Sequence[Step], out: Outbox) -> None:
+        """A skipped block teaches nothing."""
+
+    def settle(self) -> None:
+        if self._changed:
+            self._state.put(KEY, self.learner.to_bytes())
+            self._changed = False
+
+    def _learn(self, example: Example) -> None:
+        self._changed = True
+        features = np.frombuffer(example.features, np.float32)
+        if example.kind == EXAMPLE_UNLABELLED:
+            self.learner.unlabelled(features)
+            self.counts["unlabelled"] += 1
+            return
+        self.counts["frauds" if example.fraud else "legitimate"] += 1
+        source = MATURITY_SOURCE if example.kind == EXAMPLE_MATURED else example.source or UNNAMED_SOURCE
+        kind = "fraud_report" if example.provisional else "chargeback"
+        day = example.observed_ms // DAY_MS
+        if example.kind == EXAMPLE_CORRECTED:
+            was = example.was_weight * (PROVISIONAL_WEIGHT if example.was_provisional else 1.0)
+            self.learner.correct(features, example.was_fraud, was, example.fraud, example.weight, source, kind, day=day)
+        else:
+            self.learner.example(features, example.fraud, example.weight, source, kind, day=day)
+
+    def _publish(self, step: Step, out: Outbox) -> None:
+        result = self.learner.tick(step.offset)
+        if result is None:
+            return
+        self._changed = True
+        if isinstance(result, Published):
+            self.active_version = result.compiled.version
+            self.counts["published"] += 1
+        else:
+            self.counts["held"] += 1
+        held = result.verdict.why if isinstance(result, Held) else None
+        out.record(step, CONTROL, 0, b"model", model_record(result.compiled, held), [])

@@ -1,0 +1,97 @@
+"""What waits for its truth: the features of a payment as they were when it was decided.
+
+Rows are keyed by event time, so that those which mature next come first and old ones go by range. A row is
+
+    flags (1 byte) | taught (1) | length of the terminal's key (2) | that key | features float32[F]
+
+Bound: `road_ms` on the labels' clock, 25 + 4 + key + 4 F bytes a payment.
+"""
+
+import struct
+from typing import NamedTuple
+
+from stream.model.sampling import keep_legitimate
+from stream.stages import keys
+from stream.stages.state import State
+from topics.journal import Judged
+
+_HEAD = struct.Struct("<BBH")
+
+THROUGH_NO = 1  # declined, voided or expired: the money did not move
+ANSWERED_DECLINE = 2  # in mode enforce, so nothing can be learned from silence
+THROUGH_YES = 4
+
+TAUGHT_NOTHING, TAUGHT_FRAUD, TAUGHT_PROVISIONAL, TAUGHT_LEGITIMATE, TAUGHT_BY_SILENCE = range(5)
+
+
+class Row(NamedTuple):
+    """`entity`: the state key of the payment's terminal, empty if it named none."""
+
+    flags: int
+    taught: int
+    entity: bytes
+    features: bytes
+
+    @property
+    def went_through(self) -> bool:
+        """No update counts as through; a decline of ours only counts if an update said that it went through."""
+        if self.flags & THROUGH_NO:
+            return False
+        return bool(self.flags & THROUGH_YES) or not self.flags & ANSWERED_DECLINE
+
+
+def pack(row: Row) -> bytes:
+    return _HEAD.pack(row.flags, row.taught, len(row.entity)) + row.entity + row.features
+
+
+def unpack(value: bytes) -> Row:
+    flags, taught, length = _HEAD.unpack_from(value)
+    start = _HEAD.size + length
+    return Row(flags, taught, value[_HEAD.size : start], value[start:])
+
+
+def what_was_taught(row: Row, pid: bytes) -> tuple[bool, float]:
+    """(as fraud, with which weight) a row has been learned; weight 0: not yet."""
+    if row.taught == TAUGHT_NOTHING:
+        return False, 0.0
+    if row.taught == TAUGHT_BY_SILENCE:
+        return False, keep_legitimate(keys.pid64(pid))
+    return row.taught != TAUGHT_LEGITIMATE, 1.0
+
+
+def pending_key(event_ms: int, pid: bytes) -> bytes:
+    return keys.time_key(keys.TABLE_PENDING, event_ms, pid)
+
+
+def taught_by(judged: Judged) -> int:
+    """What a row teaches after this judgement."""
+    if judged.fraud is None:
+        return TAUGHT_NOTHING
+    if not judged.fraud:
+        return TAUGHT_LEGITIMATE
+    return TAUGHT_PROVISIONAL if judged.provisional else TAUGHT_FRAUD
+
+
+class Due(NamedTuple):
+    """Rows whose time has come. `late`: (key, value) of those that came behind the cursor; `more`: there may be more
+    than were asked for; `cursor`: where the next look begins once all of these are done."""
+
+    late: list[tuple[bytes, bytes | None]]
+    rows: list[tuple[bytes, bytes]]
+    cursor: bytes
+    more: bool
+
+
+def due(state: State, cursor: bytes, horizon_ms: int, rows_max: int) -> Due:
+    """Rows of payments with event time <= `horizon_ms`, from `cursor` on, at most `rows_max`."""
+    high = keys.time_key(keys.TABLE_PENDING, horizon_ms + 1)
+    late_high = keys.time_key(keys.TABLE_LATE_DUE, horizon_ms + 1)
+    late_keys = [keys.TABLE_PENDING + key[1:] for key, _ in state.scan(keys.TABLE_LATE_DUE, late_high, rows_max)]
+    late = list(zip(late_keys, state.get_many(late_keys), strict=True)) if late_keys else []
+    rows: list[tuple[bytes, bytes]] = []
+    if cursor < high and len(late) < rows_max:
+        rows = state.scan(cursor, high, rows_max - len(late))
+    more = len(rows) + len(late) >= rows_max
+    if more:
+        return Due(late, rows, rows[-1][0] + b"\0" if rows else cursor, True)
+    return Due(late, rows, max(cursor, high), False)

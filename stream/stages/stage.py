@@ -1,0 +1,70 @@
+"""What a stage is: a deterministic machine over the items of its journal's partition.
+
+A stage knows nothing of Kafka, of offsets' bookkeeping or of the store's kind. It gets the items that the runner let
+through, in order, and hands what they cause to an `Outbox`, in order. However a run of items is cut into calls of
+`apply`, the outputs and the state after it are the same.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from topics.journal import Item
+
+Header = tuple[str, bytes]
+
+
+class Record(NamedTuple):
+    """One Kafka record as fetched; `at_ms` is the broker's timestamp (LogAppendTime)."""
+
+    offset: int
+    at_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]] = ()
+
+
+class Step(NamedTuple):
+    """One item of the journal: `offset` of its block, `place` in it, `at_ms` of the broker when the block arrived.
+
+    `sender`: topic id and partition of the item's origin. On a foreign topic a step is one record as it came, and the
+    sender is that topic itself.
+    """
+
+    offset: int
+    place: int
+    at_ms: int
+    sender: tuple[bytes, int]
+    item: Item | Record
+
+
+class Outbox(Protocol):
+    """Where a stage's outputs go. `step` names the cause; outputs of one step come in order of emission."""
+
+    def journal(self, step: Step, topic: str, partition: int, item: Item) -> None:
+        """To a journal. The item's `(offset, n)` must be `origin(step, j)`, j ascending within the step."""
+        ...
+
+    def record(
+        self, step: Step, topic: str, partition: int, key: bytes | None, value: bytes, headers: list[Header]
+    ) -> None:
+        """To a topic that is not a journal: decisions, details, dead letters, control."""
+        ...
+
+
+def origin_n(step: Step, j: int) -> int:
+    """`n` of the j-th output of a step: unique and ascending within the block that caused it."""
+    return step.place << 8 | j
+
+
+class Stage(Protocol):
+    """`apply` may raise only on a programmer's error; the runner then stops the partition."""
+
+    def apply(self, steps: Sequence[Step], out: Outbox) -> None: ...
+
+    def skip(self, steps: Sequence[Step], out: Outbox) -> None:
+        """An operator has skipped the block of these steps: only clocks advance; a payment is answered `refused`."""
+        ...
+
+    def settle(self) -> None:
+        """Write what is cached into the state, before a checkpoint freezes it."""
+        ...

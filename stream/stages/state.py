@@ -1,0 +1,164 @@
+"""A stage's keyed state: what changed since the last checkpoint, laid over a store.
+
+    live    changed since the last freeze; reads look here first
+    frozen  being written by a checkpoint; reads look here next
+    store   what the last checkpoint left
+
+Keys start with one byte that names their table, so one store holds a stage's tables side by side.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from sortedcontainers import SortedDict
+
+HIGHEST = b"\xff" * 64
+
+
+class Store(Protocol):
+    """What a stage needs of its store. RocksDB in the worker, a dict in tests and off-line."""
+
+    def get_many(self, keys: Sequence[bytes], /) -> list[bytes | None]: ...
+
+    def scan(self, low: bytes, high: bytes, limit: int, /) -> list[tuple[bytes, bytes]]:
+        """At most `limit` pairs with low <= key < high, ascending."""
+        ...
+
+
+class Changes(NamedTuple):
+    """One checkpoint's writes: a value of None deletes; `ranges` are `[low, high)` and come first."""
+
+    ranges: list[tuple[bytes, bytes]]
+    writes: dict[bytes, bytes | None]
+
+
+class MemoryStore:
+    """A store in memory, for tests, simulation and off-line runs."""
+
+    def __init__(self) -> None:
+        self._pairs = SortedDict()
+
+    def get_many(self, keys: Sequence[bytes], /) -> list[bytes | None]:
+        get = self._pairs.get
+        return [get(key) for key in keys]
+
+    def scan(self, low: bytes, high: bytes, limit: int, /) -> list[tuple[bytes, bytes]]:
+        found: list[tuple[bytes, bytes]] = []
+        for key in self._pairs.irange(low, high, inclusive=(True, False)):
+            if len(found) == limit:
+                break
+            found.append((key, self._pairs[key]))
+        return found
+
+    def write(self, changes: Changes) -> None:
+        for low, high in changes.ranges:
+            for key in list(self._pairs.irange(low, high, inclusive=(True, False))):
+                del self._pairs[key]
+        for key, value in changes.writes.items():
+            if value is None:
+                self._pairs.pop(key, None)
+            else:
+                self._pairs[key] = value
+
+    def pairs(self) -> Iterable[tuple[bytes, bytes]]:
+        """All that is stored, in order of key."""
+        return self._pairs.items()
+
+    def copy(self) -> "MemoryStore":
+        twin = MemoryStore()
+        twin._pairs = self._pairs.copy()
+        return twin
+
+
+class State:
+    """Reads and writes of one stage and partition. One writer: the stage's `apply`.
+
+    `scanned`: the table (first byte of its keys) that is often scanned from its low end while new keys come at its
+    high end. Of it the overlays' lowest key is kept, so that such a scan does not look through them in vain.
+    """
+
+    def __init__(self, store: Store, scanned: bytes = b"") -> None:
+        self._store = store
+        self._scanned = scanned[0] if scanned else -1
+        self._live_lowest = self._frozen_lowest = HIGHEST
+        self._live: dict[bytes, bytes | None] = {}
+        self._ranges: list[tuple[bytes, bytes]] = []
+        self._frozen: dict[bytes, bytes | None] = {}
+
+    def get(self, key: bytes) -> bytes | None:
+        return self.get_many((key,))[0]
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values now, None where there is none; the store is asked once for all that no overlay holds."""
+        live, frozen = self._live, self._frozen
+        if not live and not frozen:
+            return self._store.get_many(keys)
+        found: list[bytes | None] = [None] * len(keys)
+        missing: list[bytes] = []
+        places: list[int] = []
+        for i, key in enumerate(keys):
+            if key in live:
+                found[i] = live[key]
+            elif key in frozen:
+                found[i] = frozen[key]
+            else:
+                missing.append(key)
+                places.append(i)
+        if missing:
+            for i, value in zip(places, self._store.get_many(missing), strict=True):
+                found[i] = value
+        return found
+
+    def put(self, key: bytes, value: bytes) -> None:
+        self._live[key] = value
+        if key[0] == self._scanned and key < self._live_lowest:
+            self._live_lowest = key
+
+    def delete(self, key: bytes) -> None:
+        self._live[key] = None
+        if key[0] == self._scanned and key < self._live_lowest:
+            self._live_lowest = key
+
+    def drop_range(self, low: bytes, high: bytes) -> None:
+        """Forget `[low, high)` at the next checkpoint. Only for keys that no later step reads: the stage's own rule
+        of expiry must hide them from here on, or a restart between would change what is seen."""
+        self._ranges.append((low, high))
+        if low[0] == self._scanned and high <= self._live_lowest:
+            return
+        for key in [key for key in self._live if low <= key < high]:
+            del self._live[key]
+
+    def scan(self, low: bytes, high: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """At most `limit` pairs with low <= key < high, ascending, overlays included."""
+        over: dict[bytes, bytes | None] = {}
+        ordered = low[0] == self._scanned
+        for overlay, lowest in ((self._frozen, self._frozen_lowest), (self._live, self._live_lowest)):
+            if ordered and high <= lowest:
+                continue
+            over.update((key, value) for key, value in overlay.items() if low <= key < high)
+        below = self._store.scan(low, high, limit + len(over))
+        if not over:
+            return below[:limit]
+        merged = dict(below)
+        merged.update((key, value) for key, value in over.items() if value is not None)
+        for key, value in over.items():
+            if value is None:
+                merged.pop(key, None)
+        return sorted(merged.items())[:limit]
+
+    def freeze(self) -> Changes:
+        """Step 1 of a checkpoint: what changed up to now, to be written as one batch; later changes go elsewhere."""
+        assert not self._frozen, "the checkpoint before has not been written yet"
+        self._frozen, self._live = self._live, {}
+        self._frozen_lowest, self._live_lowest = self._live_lowest, HIGHEST
+        ranges, self._ranges = self._ranges, []
+        return Changes(ranges, self._frozen)
+
+    def written(self) -> None:
+        """The frozen changes are in the store."""
+        self._frozen = {}
+
+    @property
+    def changed(self) -> int:
+        """Keys changed since the last freeze."""
+        return len(self._live)

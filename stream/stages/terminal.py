@@ -1,0 +1,386 @@
+"""The terminal stage: the terminal's windows, and the decision with all that the payment has collected.
+
+    Placed ─► terminal windows ─► features ─► rules, model ─► verdict ─► decision, details
+                                      │                                     └► kept, for repeats
+                                      └► pending row: the features as they were
+    Repeat ─► the first's answer, again
+    Judged ─► pending row + truth ─► example ─► learner          Became ─► did the money move?
+    Clock  ─► what matures as legitimate ─► examples              Marker ─► model, rules, policy, settings from here on
+
+Bounds: whole answers for `answer_ttl_ms` of broker time and a day; pending rows for `road_ms` on the labels' clock.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from stream.errors import InternalError
+from stream.features import ENTITY_FEATURES, ENTITY_INDEX
+from stream.model.sampling import keep_legitimate
+from stream.stages import keys, pending
+from stream.stages.account import TERMINAL_JOURNAL
+from stream.stages.answers import Answerer, delivery_of
+from stream.stages.control import Meaning
+from stream.stages.decide import Decided, Decider
+from stream.stages.observe import observations
+from stream.stages.stage import Outbox, Step, origin_n
+from stream.stages.state import State
+from stream.windows.entity import EntityWindows
+from topics.journal import (
+    EXAMPLE_CORRECTED,
+    EXAMPLE_LABELLED,
+    EXAMPLE_MATURED,
+    EXAMPLE_UNLABELLED,
+    Became,
+    Clock,
+    Example,
+    Judged,
+    Marker,
+    Placed,
+    Repeat,
+    Tick,
+)
+
+EXAMPLES = "examples"
+DAY_MS = 86_400_000
+MATURED_MAX = 100
+DUE_ROWS_MAX = 1_000
+UNLABELLED_ONE_IN = 100
+PAYER_RATIO_AT = ENTITY_INDEX["amount_ratio"]
+assert MATURED_MAX < 200, "the outputs of one step must be numbered within its item"
+
+
+class _Globals(Struct, array_like=True):
+    """Small state, written whole. Clocks in ms UTC, one per account partition; `cursor`: pending rows below it have
+    matured; `answers_from_ms`: answers first asked for before it are gone; `latest_at_ms`: the broker's time."""
+
+    clocks: list[int]
+    cursor: bytes
+    due_left: bool
+    answers_from_ms: int
+    latest_at_ms: int
+
+
+class TerminalStage:
+    """`account_partitions`: of the account journal, whose clocks this stage waits for; `decision_partitions`."""
+
+    def __init__(
+        self,
+        state: State,
+        *,
+        partition: int,
+        account_partitions: int,
+        decision_partitions: int,
+        slots_max: int = 200_000,
+        plain: bool = False,
+    ) -> None:
+        self._state = state
+        self._slots_max = slots_max
+        self.windows = EntityWindows(plain=plain)
+        self.meaning = Meaning(state)
+        self.decider = Decider(state, partition=partition)
+        self._answers = Answerer(partition=partition, decision_partitions=decision_partitions)
+        self.counts: Counter[str] = Counter()
+        self.answered_at_ms: list[int] = []
+        kept = state.get(keys.TABLE_GLOBALS)
+        self._globals = (
+            _Globals([0] * account_partitions, keys.TABLE_PENDING, False, 0, 0)
+            if kept is None
+            else msgspec.msgpack.decode(kept, type=_Globals)
+        )
+        self._label_clock_ms = min(self._globals.clocks)
+
+    # ---- the stage ----
+
+    def apply(self, steps: Sequence[Step], out: Outbox) -> None:
+        for run in _runs(steps):
+            if isinstance(run[0].item, Placed):
+                self._decide(run, out)
+            else:
+                for step in run:
+                    self._other(step, out)
+
+    def skip(self, steps: Sequence[Step], out: Outbox) -> None:
+        for step in steps:
+            item = step.item
+            if isinstance(item, Placed | Repeat):
+                self._answers.refuse_skipped(step, item, out)
+            elif isinstance(item, Clock):
+                self._advance(item)
+
+    def settle(self) -> None:
+        for key, value in self.windows.export_dirty():
+            self._state.put(key or keys.ENTITY_STORE_KEY, value)
+        self.windows.evict(self._slots_max)
+        self._state.put(keys.TABLE_GLOBALS, msgspec.msgpack.encode(self._globals))
+
+    @property
+    def due_left(self) -> bool:
+        """Rows are due that no step has drained yet: a tick would help."""
+        return self._globals.due_left
+
+    @property
+    def label_clock_ms(self) -> int:
+        """The least of the account partitions' labels' clocks, ms UTC; 0: one has not been heard of."""
+        return self._label_clock_ms
+
+    # ---- payments ----
+
+    def _decide(self, run: Sequence[Step], out: Outbox) -> None:
+        placed = [cast(Placed, step.item) for step in run]
+        accounts = np.frombuffer(b"".join([item.entities[0] for item in placed]), np.float32).reshape(len(run), -1)
+        terminals = self._observe(placed, accounts)
+        amounts = [item.base_amount for item in placed]
+        decided = self.decider.decide([item.payment for item in placed], accounts, terminals, amounts)
+        for i, (step, item) in enumerate(zip(run, placed, strict=True)):
+            self._answer(step, item, decided, i, out)
+        g = self._globals
+        g.latest_at_ms = max(g.latest_at_ms, max(item.at_ms for item in placed))
+        self._forget_answers()
+
+    def _observe(self, placed: Sequence[Placed], accounts: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The terminals' features; a row of NaN where a payment names none."""
+        rows = [i for i, item in enumerate(placed) if item.payment.terminal_id is not None]
+        block = np.full((len(placed), len(ENTITY_FEATURES)), np.nan, np.float32)
+        if not rows:
+            return block
+        payments = [placed[i].payment for i in rows]
+        entity_keys = [keys.entity_key(p.tenant_id, p.terminal_id or "") for p in payments]
+        observed = observations(
+            payments,
+            amounts=[placed[i].base_amount for i in rows],
+            others=[keys.other64(p.tenant_id, p.account_id) for p in payments],
+            payments64=[keys.pid64(placed[i].pid) for i in rows],
+            label_clocks=np.full(len(rows), self._label_clock_ms, np.int64),
+            payer_ratio=np.ascontiguousarray(accounts[rows, PAYER_RATIO_AT]),
+        )
+        slots = self.windows.slots(entity_keys, self._load)
+        block[rows] = self.windows.observe(slots, observed, maturity_ms=self.meaning.limits.maturity_ms)
+        return block
+
+    def _load(self, wanted: list[bytes]) -> list[bytes | None]:
+        return self._state.get_many([key or keys.ENTITY_STORE_KEY for key in wanted])
+
+    def _answer(self, step: Step, item: Placed, decided: Decided, i: int, out: Outbox) -> None:
+        payment = item.payment
+        mode = payment.mode
+        self.counts["decided"] += 1
+        if mode != "backfill":
+            value, details = self.decider.answer(step, item, decided, i)
+            self._state.put(keys.time_key(keys.TABLE_ANSWER, item.at_ms, item.pid), value)
+            self.answered_at_ms.append(item.at_ms)
+            self._answers.send(
+                step, delivery_of(item), payment.tenant_id, payment.account_id, value, repeat=False, out=out
+            )
+            self._answers.send_details(step, payment.tenant_id, payment.account_id, details, out)
+        if mode == "test":
+            return
+        features = decided.rows[i]
+        key = pending.pending_key(payment.event_time, item.pid)
+        flags = pending.ANSWERED_DECLINE if decided.declines(i) and mode != "backfill" else 0
+        entity = b"" if payment.terminal_id is None else keys.entity_key(payment.tenant_id, payment.terminal_id)
+        self._state.put(key, pending.pack(pending.Row(flags, pending.TAUGHT_NOTHING, entity, features)))
+        if key < self._globals.cursor:
+            self._state.put(keys.TABLE_LATE_DUE + key[1:], b"")
+            self._globals.due_left = True
+        if keys.pid64(item.pid) % UNLABELLED_ONE_IN == 0:
+            unlabelled = Example(
+                step.offset,
+                origin_n(step, 0),
+                EXAMPLE_UNLABELLED,
+                item.pid,
+                payment.event_time,
+                0,
+                False,
+                0.0,
+                features,
+            )
+            out.journal(step, EXAMPLES, 0, unlabelled)
+
+    def _forget_answers(self) -> None:
+        """Whole days only, so that it does not matter at which payment of a run this is asked."""
+        g = self._globals
+        keep_from = (g.latest_at_ms - self.meaning.limits.answer_ttl_ms) // DAY_MS * DAY_MS
+        if keep_from > g.answers_from_ms:
+            g.answers_from_ms = keep_from
+            self._state.drop_range(keys.TABLE_ANSWER, keys.time_key(keys.TABLE_ANSWER, keep_from))
+
+    def _repeat(self, step: Step, item: Repeat, out: Outbox) -> None:
+        self.counts["repeated"] += 1
+        value = None
+        young = item.at_ms - item.first_at_ms <= self.meaning.limits.answer_ttl_ms
+        if young and item.first_at_ms >= self._globals.answers_from_ms:
+            value = self._state.get(keys.time_key(keys.TABLE_ANSWER, item.first_at_ms, item.pid))
+        if value is None:
+            self._answers.refuse_expired(step, item, out)
+        else:
+            self._answers.send(step, delivery_of(item), item.tenant_id, item.account_id, value, repeat=True, out=out)
+
+    # ---- labels, updates, clocks, markers ----
+
+    def _other(self, step: Step, out: Outbox) -> None:
+        item = step.item
+        if isinstance(item, Repeat):
+            self._repeat(step, item, out)
+        elif isinstance(item, Judged):
+            self._join(step, item, out)
+        elif isinstance(item, Became):
+            self._became(item)
+        elif isinstance(item, Clock):
+            if self._advance(item):
+                self._mature(step, out)
+        elif isinstance(item, Tick):
+            self._mature(step, out)
+        elif isinstance(item, Marker):
+            self.meaning.apply(item)
+            self.decider.apply(item)
+        else:
+            raise InternalError(f"a {type(item).__name__} does not belong on {TERMINAL_JOURNAL}")
+
+    def _join(self, step: Step, judged: Judged, out: Outbox) -> None:
+        """The truth meets the features as they were; what was taught before is corrected."""
+        key = pending.pending_key(judged.event_ms, judged.pid)
+        kept = self._state.get(key)
+        if kept is None or self._forgotten(judged.event_ms):
+            self.counts["labels_late"] += 1
+            return
+        self.counts["labels_met"] += 1
+        row = pending.unpack(kept)
+        self._mark_terminal(row, judged)
+        teaches = pending.taught_by(judged)
+        was_fraud, was_weight = pending.what_was_taught(row, judged.pid)
+        if teaches == pending.TAUGHT_NOTHING:
+            if not was_fraud or not was_weight:
+                return
+            teaches = pending.TAUGHT_LEGITIMATE
+        fraud = teaches != pending.TAUGHT_LEGITIMATE
+        if was_weight and was_fraud == fraud and teaches != pending.TAUGHT_FRAUD:
+            return
+        if teaches == row.taught:
+            return
+        self._state.put(key, pending.pack(row._replace(taught=teaches)))
+        example = Example(
+            step.offset,
+            origin_n(step, 0),
+            EXAMPLE_CORRECTED if was_weight else EXAMPLE_LABELLED,
+            judged.pid,
+            judged.event_ms,
+            judged.observed_ms,
+            fraud,
+            1.0,
+            row.features,
+            judged.provisional,
+            judged.source,
+            was_fraud,
+            was_weight,
+            row.taught == pending.TAUGHT_PROVISIONAL,
+        )
+        out.journal(step, EXAMPLES, 0, example)
+
+    def _mark_terminal(self, row: pending.Row, judged: Judged) -> None:
+        if not row.entity:
+            return
+        slot = int(self.windows.slots([row.entity], self._load)[0])
+        fraud = bool(judged.fraud)
+        self.windows.label(
+            slot,
+            payment=keys.pid64(judged.pid),
+            event_ms=judged.event_ms,
+            observed_ms=judged.observed_ms if fraud else 0,
+            fraud=fraud,
+        )
+
+    def _became(self, became: Became) -> None:
+        key = pending.pending_key(became.event_ms, became.pid)
+        kept = self._state.get(key)
+        if kept is None or self._forgotten(became.event_ms):
+            self.counts["updates_late"] += 1
+            return
+        row = pending.unpack(kept)
+        clear = row.flags & ~(pending.THROUGH_NO | pending.THROUGH_YES)
+        flag = pending.THROUGH_YES if became.through else pending.THROUGH_NO
+        self._state.put(key, pending.pack(row._replace(flags=clear | flag)))
+
+    def _advance(self, clock: Clock) -> bool:
+        """Whether the least of the clocks moved."""
+        clocks = self._globals.clocks
+        clocks[clock.account_partition] = max(clocks[clock.account_partition], clock.clock_ms)
+        before, self._label_clock_ms = self._label_clock_ms, min(clocks)
+        if self._label_clock_ms == before:
+            return False
+        forget_to = self._forget_before_ms()
+        if forget_to > 0:
+            low = keys.time_key(keys.TABLE_PENDING, forget_to)
+            self._state.drop_range(keys.TABLE_PENDING, low)
+            self._globals.cursor = max(self._globals.cursor, low)
+        return True
+
+    def _forget_before_ms(self) -> int:
+        """Pending rows of event times before this are gone; whole days of the labels' clock."""
+        return (self._label_clock_ms - self.meaning.limits.road_ms) // DAY_MS * DAY_MS
+
+    def _forgotten(self, event_ms: int) -> bool:
+        return event_ms < self._forget_before_ms()
+
+    def _mature(self, step: Step, out: Outbox) -> None:
+        """Silence becomes legitimacy, by the labels' clock alone; a bounded number of rows a step."""
+        g = self._globals
+        horizon_ms = self._label_clock_ms - self.meaning.limits.maturity_ms
+        if horizon_ms <= 0:
+            return
+        due = pending.due(self._state, g.cursor, horizon_ms, DUE_ROWS_MAX)
+        taught = 0
+        for key, value in due.late:
+            if taught == MATURED_MAX:
+                g.due_left = True
+                return
+            taught += self._silence(step, key, value, taught, out)
+            self._state.delete(keys.TABLE_LATE_DUE + key[1:])
+        for key, value in due.rows:
+            if taught == MATURED_MAX:
+                g.due_left = True
+                return
+            taught += self._silence(step, key, value, taught, out)
+            g.cursor = key + b"\0"
+        g.cursor = due.cursor
+        g.due_left = due.more
+
+    def _silence(self, step: Step, key: bytes, value: bytes | None, j: int, out: Outbox) -> bool:
+        """One row whose time has come; whether it teaches."""
+        event_ms = int.from_bytes(key[1:9], "big")
+        if value is None or self._forgotten(event_ms):
+            return False
+        row = pending.unpack(value)
+        pid = key[9:]
+        weight = keep_legitimate(keys.pid64(pid))
+        if row.taught != pending.TAUGHT_NOTHING or not row.went_through or not weight:
+            return False
+        self.counts["matured"] += 1
+        self._state.put(key, pending.pack(row._replace(taught=pending.TAUGHT_BY_SILENCE)))
+        example = Example(
+            step.offset,
+            origin_n(step, j),
+            EXAMPLE_MATURED,
+            pid,
+            event_ms,
+            self._label_clock_ms,
+            False,
+            weight,
+            row.features,
+        )
+        out.journal(step, EXAMPLES, 0, example)
+        return True
+
+
+def _runs(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
+    """Cut into runs of payments, which are decided at once, and runs of all else."""
+    start = 0
+    for i in range(1, len(steps) + 1):
+        if i == len(steps) or isinstance(steps[i].item, Placed) != isinstance(steps[start].item, Placed):
+            yield steps[start:i]
+            start = i

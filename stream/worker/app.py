@@ -1,0 +1,457 @@
+"""`fraud worker`: agents read, call, send; everything that decides stands in the stages and the runner.
+
+One event loop does the work of all partitions that the group has given this process. A round is what has arrived for
+one stage; checkpoints of all partitions go together, about once a second.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from stream.broker.topic_admin import describe_topics, id_bytes
+from stream.errors import ConfigurationError, OperatorError, StateError
+from stream.replay.local import FOREIGN, GATHERING, STAGE_TOPICS, Partitions, build_stage
+from stream.runner.errors import StepFailed, Unreadable
+from stream.runner.partition import Journal, Reseek, no_crash, suppress_below
+from stream.settings import Settings
+from stream.stages.account import TERMINAL_JOURNAL
+from stream.stages.answers import DEAD_LETTERS, DECISIONS, DETAILS
+from stream.stages.control import CONTROL
+from stream.stages.intake import ACCOUNT_JOURNAL
+from stream.stages.stage import Stage
+from stream.stages.state import State
+from stream.stages.terminal import EXAMPLES, TerminalStage
+from stream.worker.control_log import ControlLog
+from stream.worker.fetch import TP, FetchError, FetchSettings, Round
+from stream.worker.host import Host, Status
+from stream.worker.membership import CommitFenced, MembershipSettings, create_app, run
+from stream.worker.producer import WorkerProducer
+from stream.worker.snapshots import SnapshotUnavailable, latest, restore, upload
+from stream.worker.store import StoreError, StoreFull, StoreMemory, instance_lock
+from topics.journal import tick_block
+
+log = logging.getLogger(__name__)
+
+STAGES = {
+    "payments": "intake",
+    "updates": "intake",
+    "labels": "intake",
+    ACCOUNT_JOURNAL: "account",
+    TERMINAL_JOURNAL: "terminal",
+    EXAMPLES: "learner",
+    CONTROL: "control",
+}
+OUTPUTS = (DECISIONS, DETAILS, DEAD_LETTERS)
+ACK_POLL_S = 0.002
+HOLD_S_MAX = 8.0
+DUE_TICK_S = 0.25
+FULL_RETRY_S = 5.0
+QUERY_S = 10.0
+LATENCY_BUCKETS_S = np.array([0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0])
+
+
+class Topology:
+    """What the brokers have of the topics that we use: ids and numbers of partitions."""
+
+    def __init__(self, settings: Settings) -> None:
+        prefix = settings.prefix
+        names = [prefix + name for name in (*STAGES, *OUTPUTS)]
+        found = describe_topics(settings.client(), names)
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise ConfigurationError(f"topics are missing: {', '.join(missing)}. Operator: `fraud init` creates them")
+        self.ids = {name: id_bytes(found[prefix + name].topic_id) for name in STAGES}
+        counts = {name: len(found[prefix + name].partitions) for name in (*STAGES, *OUTPUTS)}
+        for name in ("labels", EXAMPLES, CONTROL):
+            if counts[name] != 1:
+                raise ConfigurationError(f"{name} has {counts[name]} partitions: order needs exactly one")
+        self.partitions = Partitions(
+            payments=counts["payments"],
+            account=counts[ACCOUNT_JOURNAL],
+            terminal=counts[TERMINAL_JOURNAL],
+            decisions=min(counts[DECISIONS], counts[DETAILS]),
+        )
+
+
+class Worker:
+    """One process of the group. `crash`: the hook of the fault suite; production passes nothing."""
+
+    def __init__(self, settings: Settings, *, crash: Callable[[str], None] = no_crash) -> None:
+        self.settings = settings
+        self.hosts: dict[TP, Host] = {}
+        self.topology = Topology(settings)
+        self.latency_counts = np.zeros(len(LATENCY_BUCKETS_S) + 1, np.int64)
+        self.latency_sum_s = 0.0
+        self.checkpoint_seconds: list[float] = []
+        self.checkpoints = 0
+        self.disk_full = False
+        self.snapshot_failing = ""
+        self.started_s = time.time()
+        self._crash = crash
+        self._memory = StoreMemory(cache_bytes=settings.block_cache_bytes)
+        client = settings.client()
+        self._query = Consumer({**client, "group.id": f"{settings.group}-query", "enable.auto.commit": False})
+        self.control_log = ControlLog(client, settings.prefix + CONTROL, on_skip=self._skip_arrived)
+        stages = {settings.prefix + topic: stage for topic, stage in STAGES.items()}
+        security = settings.security()
+        assert settings.bootstrap is not None
+        self.membership = create_app(
+            MembershipSettings(
+                group_id=settings.group,
+                bootstrap_servers=settings.bootstrap,
+                security=security,
+                session_timeout_s=settings.session_timeout_s,
+            ),
+            stages,
+            fetch=FetchSettings(
+                bootstrap_servers=settings.bootstrap, group_id=f"{settings.group}-fetch", security=security
+            ),
+            on_assigned=self._assigned,
+            on_revoked=self._revoked,
+            on_hold=self._hold,
+            on_fetch_error=self._fetch_error,
+            on_start=self._started,
+        )
+        self.producer = WorkerProducer(
+            client, prefix=settings.prefix, linger_ms=settings.linger_ms, failed=self.membership.fail
+        )
+        for stage in dict.fromkeys(stages.values()):
+            self.membership.agent(stage)(self._work)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._checkpointing = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self) -> int:
+        """Until SIGTERM, SIGINT or a failure; the exit code."""
+        with instance_lock(self.settings.state_dir):
+            try:
+                return run(self.membership)
+            finally:
+                self.control_log.close()
+                self.producer.close()
+                for host in self.hosts.values():
+                    host.close()
+
+    # ---- called by the membership ----
+
+    async def _started(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self.control_log.read_to_end)
+        self.control_log.follow()
+        for work in (self._checkpoints(), self._ticks(), self._snapshots(), self._polls()):
+            self._spawn(self._guarded(work))
+
+    async def _assigned(self, added: set[TP]) -> None:
+        for tp in sorted(added):
+            self._spawn(self._open(tp))
+
+    async def _revoked(self, lost: set[TP]) -> None:
+        for tp in lost:
+            host = self.hosts.pop(tp, None)
+            if host is not None:
+                host.status = Status.CLOSED
+                await asyncio.to_thread(host.close)
+
+    async def _hold(self, _owned: set[TP]) -> None:
+        try:
+            await asyncio.wait_for(self._checkpoint(list(self.hosts.values())), HOLD_S_MAX)
+        except (TimeoutError, CommitFenced) as error:
+            log.warning("left without a last checkpoint (%s): the next owner repeats from the one before", error)
+
+    def _fetch_error(self, error: FetchError) -> None:
+        host = None if error.tp is None else self.hosts.get(error.tp)
+        if host is None or error.epoch != host.epoch:
+            return
+        self._stop(host, StateError(f"cannot read {error.tp}: {error.cause}: {error.text}"))
+
+    # ---- opening ----
+
+    def _logical(self, tp: TP) -> TP:
+        return TP(tp.topic[len(self.settings.prefix) :], tp.partition)
+
+    async def _open(self, tp: TP) -> None:
+        name = self._logical(tp)
+        host = Host(
+            name,
+            Journal(name.topic, self.topology.ids[name.topic], name.partition),
+            self.settings.state_dir / name.topic / str(name.partition),
+            memory=self._memory,
+            build=self._build,
+            internal=name.topic not in FOREIGN,
+            gather=name.topic in GATHERING,
+            crash=self._crash,
+        )
+        self.hosts[tp] = host
+        try:
+            local = await asyncio.to_thread(host.open_store)
+            await self._restore_snapshot(host, local)
+            await self._start(tp, host)
+        except (OperatorError, StoreError) as error:
+            self._stop(host, error)
+        except Exception as error:
+            self.membership.fail(error)
+
+    def _build(self, journal: Journal, state: State) -> Stage:
+        return build_stage(
+            journal,
+            state,
+            self.topology.partitions,
+            accounts_max=self.settings.accounts_in_memory,
+            terminals_max=self.settings.terminals_in_memory,
+        )
+
+    async def _restore_snapshot(self, host: Host, local: int | None) -> None:
+        """Start from the higher offset of local state and snapshot."""
+        url = self.settings.snapshot_url
+        if url is None:
+            return
+        try:
+            manifest = await asyncio.to_thread(latest, url, host.tp.topic, host.tp.partition)
+        except SnapshotUnavailable as error:
+            log.error("%s[%d]: snapshots unavailable, local state is used: %s", *host.tp, error)
+            return
+        if manifest is None or manifest.topic_id != host.journal.topic_id:
+            return
+        host.snapshot_offset = manifest.offset
+        if local is None or manifest.offset > local:
+            log.info("%s[%d]: restoring the snapshot at offset %d", *host.tp, manifest.offset)
+            await asyncio.to_thread(host.replace_store, lambda path: restore(manifest, path))
+
+    async def _start(self, tp: TP, host: Host) -> None:
+        committed = (await self.membership.committed([tp])).get(tp)
+        low, high = await asyncio.to_thread(self._watermarks, tp)
+        if self.hosts.get(tp) is not host:
+            return
+        begin = self.control_log.start_offset(host.tp.topic, host.tp.partition) if host.tp.topic in FOREIGN else 0
+        below = 0 if committed is None else suppress_below(host.journal.topic_id, *committed)
+        skips = self.control_log.skips(host.journal.topic_id, host.tp.partition)
+        runner = await asyncio.to_thread(host.start, begin, below, skips)
+        runner.check_log(low, high)
+        if self.hosts.get(tp) is not host:
+            return
+        host.status = Status.RUNNING
+        host.reapplied = max(0, below - runner.next_offset)
+        log.info("%s[%d]: from offset %d of [%d, %d), group at %d", *host.tp, runner.next_offset, low, high, below)
+        self.membership.fetcher.start(tp, runner.next_offset, host.epoch)
+
+    def _watermarks(self, tp: TP) -> tuple[int, int]:
+        try:
+            return self._query.get_watermark_offsets(TopicPartition(*tp), timeout=QUERY_S)
+        except KafkaException as error:
+            raise StateError(f"no answer for the offsets of {tp.topic}[{tp.partition}]: {error}") from error
+
+    # ---- working ----
+
+    async def _work(self, arrived: Round) -> None:
+        for fetched in arrived.parts:
+            host = self.hosts.get(fetched.tp)
+            if host is None or host.status is not Status.RUNNING or host.runner is None:
+                continue
+            runner = host.runner
+            batches = [[record] for record in fetched.records] if host.careful else [fetched.records]
+            for batch in batches:
+                try:
+                    sends = host.step(batch, fetched.epoch)
+                except (StepFailed, Unreadable) as error:
+                    self._failed(fetched.tp, host, error)
+                    break
+                except (StateError, StoreError) as error:
+                    self._stop(host, error)
+                    self.membership.fetcher.stop(fetched.tp)
+                    break
+                if isinstance(sends, Reseek):
+                    host.epoch = runner.epoch = runner.epoch + 1
+                    self.membership.fetcher.start(fetched.tp, sends.offset, host.epoch)
+                    break
+                if sends:
+                    await self.producer.send(runner, sends)
+            if isinstance(runner.stage, TerminalStage):
+                self._measure(runner.stage)
+
+    def _measure(self, stage: TerminalStage) -> None:
+        """Time from the broker's timestamp of a payment to the moment its answer is handed to the producer."""
+        answered, stage.answered_at_ms = stage.answered_at_ms, []
+        if not answered:
+            return
+        seconds = np.maximum(time.time() - np.array(answered, np.float64) / 1000.0, 0.0)
+        self.latency_counts += np.bincount(
+            np.searchsorted(LATENCY_BUCKETS_S, seconds), minlength=len(self.latency_counts)
+        )
+        self.latency_sum_s += float(seconds.sum())
+
+    def _stop(self, host: Host, error: Exception) -> None:
+        host.stop(error)
+
+    def _failed(self, tp: TP, host: Host, error: StepFailed | Unreadable) -> None:
+        """Restart from the checkpoint: a record at a time, or, if the record is named, when it is skipped."""
+        self.membership.fetcher.stop(tp)
+        if not host.failed(error):
+            log.error("%s[%d]: %s: again from the checkpoint, a record at a time", *host.tp, error)
+            host.status = Status.OPENING
+            self._spawn(self._reopen(tp, host))
+
+    async def _reopen(self, tp: TP, host: Host) -> None:
+        try:
+            async with self._checkpointing:  # a checkpoint of the old runner may be under way
+                host.checkpoint = None
+            await asyncio.to_thread(host.close)
+            await asyncio.to_thread(host.open_store)
+            await self._start(tp, host)
+        except (OperatorError, StoreError) as error:
+            self._stop(host, error)
+        except Exception as error:
+            self.membership.fail(error)
+
+    def _skip_arrived(self, topic_id: bytes, partition: int, offset: int) -> None:
+        """In the control log's thread: an operator has skipped a record."""
+        loop = self._loop
+        if loop is not None:
+            loop.call_soon_threadsafe(self._go_on, topic_id, partition, offset)
+
+    def _go_on(self, topic_id: bytes, partition: int, offset: int) -> None:
+        for tp, host in self.hosts.items():
+            if host.journal.topic_id == topic_id and host.tp.partition == partition and host.stopped_at == offset:
+                log.warning("%s[%d]@%d is skipped by an operator", *host.tp, offset)
+                host.status = Status.OPENING
+                self._spawn(self._reopen(tp, host))
+
+    # ---- checkpoints ----
+
+    async def _checkpoints(self) -> None:
+        while True:
+            await self._until_due()
+            try:
+                async with self._checkpointing:
+                    await self._checkpoint([host for host in self.hosts.values() if host.unsettled])
+                self.disk_full = False
+            except CommitFenced as error:
+                log.warning("fenced: %s", error)
+            except StoreFull as error:
+                if not self.disk_full:
+                    log.critical("DISK FULL: nothing is acknowledged until there is room: %s", error)
+                self.disk_full = True
+                await asyncio.sleep(FULL_RETRY_S)
+
+    async def _until_due(self) -> None:
+        """A second, or sooner if much has changed."""
+        end_s = time.monotonic() + self.settings.checkpoint_every_s
+        while time.monotonic() < end_s:
+            await asyncio.sleep(0.05)
+            for host in self.hosts.values():
+                if host.runner is not None and host.runner.state.changed > self.settings.checkpoint_changes_max:
+                    return
+
+    async def _checkpoint(self, hosts: Iterable[Host]) -> None:
+        """Steps 1 to 4 for all of `hosts`; those that are written are committed in one request."""
+        began_s = time.monotonic()
+        begun: list[Host] = []
+        for host in hosts:
+            if host.status is Status.RUNNING and host.runner is not None:
+                if host.checkpoint is None:
+                    host.checkpointed_steps = host.runner.steps_applied
+                    host.checkpoint = host.runner.begin_checkpoint()
+                begun.append(host)
+        offsets: dict[TP, tuple[int, str]] = {}
+        for host in begun:
+            point = await self._write(host)
+            if point is not None:
+                offsets[TP(self.settings.prefix + host.tp.topic, host.tp.partition)] = point
+        if not offsets:
+            return
+        self._crash("checkpoint.before_commit")
+        await self.membership.commit(offsets)
+        self._crash("checkpoint.after_commit")
+        for host in begun:
+            point = offsets.get(TP(self.settings.prefix + host.tp.topic, host.tp.partition))
+            if point is not None:
+                host.committed_offset = point[0]
+        self.checkpoints += 1
+        self.checkpoint_seconds.append(time.monotonic() - began_s)
+        del self.checkpoint_seconds[:-1000]
+
+    async def _write(self, host: Host) -> tuple[int, str] | None:
+        """Steps 2 and 3 for one partition; where to commit, None if it was closed meanwhile."""
+        runner, checkpoint = host.runner, host.checkpoint
+        if runner is None or checkpoint is None:
+            return None
+        while not runner.may_write(checkpoint):
+            self.producer.poll()
+            await asyncio.sleep(ACK_POLL_S)
+            if host.status is not Status.RUNNING or host.runner is not runner:
+                return None
+        store = host.store
+        if store is None:
+            return None
+        self._crash("checkpoint.before_write")
+        await asyncio.to_thread(store.write_changes, checkpoint.changes, sync=False)
+        runner.wrote(checkpoint)
+        host.checkpoint = None
+        self._crash("checkpoint.after_write")
+        return runner.commit_point(checkpoint)
+
+    # ---- timers ----
+
+    async def _polls(self) -> None:
+        """Acknowledgements are taken also when nothing arrives."""
+        while True:
+            await asyncio.sleep(0.02 if self.producer.queued else 0.1)
+            self.producer.poll()
+
+    async def _ticks(self) -> None:
+        last_s, ticked_at = time.monotonic(), -1
+        while True:
+            await asyncio.sleep(DUE_TICK_S)
+            now_ms = int(time.time() * 1000)
+            for host in self.hosts.values():
+                runner = host.runner
+                if host.status is not Status.RUNNING or runner is None:
+                    continue
+                if isinstance(runner.stage, TerminalStage) and runner.stage.due_left:
+                    self.producer.tick(TERMINAL_JOURNAL, host.tp.partition, tick_block(now_ms))
+                due = time.monotonic() - last_s >= self.settings.tick_every_s
+                if host.tp.topic == EXAMPLES and due and runner.next_offset > ticked_at + 1:
+                    self.producer.tick(EXAMPLES, 0, tick_block(now_ms))
+                    last_s, ticked_at = time.monotonic(), runner.next_offset
+
+    async def _snapshots(self) -> None:
+        url = self.settings.snapshot_url
+        if url is None:
+            return
+        while True:
+            await asyncio.sleep(self.settings.snapshot_every_s)
+            for host in list(self.hosts.values()):
+                if host.status is not Status.RUNNING or host.committed_offset <= host.snapshot_offset:
+                    continue
+                try:
+                    await self._snapshot(host, url)
+                    self.snapshot_failing = ""
+                except SnapshotUnavailable as error:
+                    log.error("no snapshot of %s[%d]: %s", *host.tp, error)
+                    self.snapshot_failing = str(error)
+
+    async def _snapshot(self, host: Host, url: str) -> None:
+        store = host.store
+        if store is None:
+            return
+        host.snapshot_offset = await asyncio.to_thread(upload, store, url, host.journal, int(time.time() * 1000))
+
+    # ---- tasks ----
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, work: Any) -> None:
+        """An unexpected error in a timer ends the process."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self.membership.fail(error)

@@ -1,0 +1,162 @@
+"""One partition of one stage as a worker holds it: its store, its runner, and how it stands.
+
+opening ──► running ──► closed            stopped: `apply` failed; waits for a skip in `control`
+   ▲           │
+   └─ failed ──┴──► careful (from the checkpoint, a record at a time, to name the record) ──► stopped
+"""
+
+import enum
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from stream.runner.errors import StepFailed, Unreadable
+from stream.runner.partition import META_KEY, Checkpoint, Journal, PartitionRunner, Reseek, Send, read_meta
+from stream.stages.keys import TABLE_PENDING
+from stream.stages.stage import Record, Stage
+from stream.stages.state import State
+from stream.worker.fetch import TP
+from stream.worker.store import RocksStore, StoreCorrupt, StoreMemory, set_aside
+
+log = logging.getLogger(__name__)
+
+
+class Status(enum.Enum):
+    OPENING = "opening"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    CLOSED = "closed"
+
+
+class Host:
+    """`directory`: this partition's store; `build`: the stage over a state; `start_offset`: for one without state."""
+
+    def __init__(
+        self,
+        tp: TP,
+        journal: Journal,
+        directory: Path,
+        *,
+        memory: StoreMemory,
+        build: Callable[[Journal, State], Stage],
+        internal: bool,
+        gather: bool,
+        crash: Callable[[str], None],
+    ) -> None:
+        self.tp = tp
+        self.journal = journal
+        self.directory = directory
+        self.status = Status.OPENING
+        self.failure: str = ""
+        self.careful = False
+        self.epoch = 0
+        self.runner: PartitionRunner | None = None
+        self.store: RocksStore | None = None
+        self.checkpoint: Checkpoint | None = None
+        self.committed_offset = -1
+        self.snapshot_offset = -1
+        self.applied_at_s = time.monotonic()
+        self.last_at_ms = 0
+        self.checkpointed_steps = 0
+        self.restored_offset = -1
+        self.reapplied = 0
+        self._memory = memory
+        self._build = build
+        self._internal = internal
+        self._gather = gather
+        self._crash = crash
+
+    # ---- open and close; in a thread ----
+
+    def open_store(self) -> int | None:
+        """Open the local store; its next offset, None if it has no state. A corrupt one is set aside."""
+        try:
+            self.store = RocksStore.open(self.directory, memory=self._memory)
+            meta = read_meta(self.store.get_many([META_KEY])[0])
+        except StoreCorrupt as error:
+            self.close()
+            aside = set_aside(self.directory, str(error))
+            log.error("%s[%d]: corrupt state set aside at %s: %s", *self.tp, aside, error)
+            self.store = RocksStore.open(self.directory, memory=self._memory)
+            return None
+        return None if meta is None else meta.next_offset
+
+    def replace_store(self, restore: Callable[[Path], None]) -> None:
+        """Put a snapshot in the place of the local state."""
+        self.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+        restore(self.directory)
+        self.store = RocksStore.open(self.directory, memory=self._memory)
+
+    def start(self, start_offset: int, suppress_below: int, skips: set[int]) -> PartitionRunner:
+        """A runner over what the store holds."""
+        assert self.store is not None
+        state = State(self.store, scanned=TABLE_PENDING)
+        self.epoch += 1
+        self.checkpoint = None
+        self.runner = PartitionRunner(
+            self.journal,
+            self._build(self.journal, state),
+            state,
+            start_offset=start_offset,
+            internal=self._internal,
+            gather=self._gather,
+            suppress_below=suppress_below,
+            skips=skips,
+            crash=self._crash,
+        )
+        self.runner.epoch = self.epoch
+        self.restored_offset = self.runner.next_offset
+        return self.runner
+
+    def close(self) -> None:
+        store, self.store = self.store, None
+        if store is not None:
+            store.close()
+
+    # ---- work ----
+
+    def step(self, records: list[Record], epoch: int) -> list[Send] | Reseek:
+        """Apply what was fetched. In careful mode a record at a time, so that a failure names its record."""
+        runner = self.runner
+        assert runner is not None
+        if records:
+            self.last_at_ms = records[-1].at_ms
+        if not self.careful:
+            return runner.step(records, epoch)
+        sends: list[Send] = []
+        for record in records:
+            step = runner.step([record], epoch)
+            if isinstance(step, Reseek):
+                return step
+            sends.extend(step)
+        return sends
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether steps were applied since the last checkpoint."""
+        return self.runner is not None and self.runner.steps_applied != self.checkpointed_steps
+
+    def stop(self, error: Exception) -> None:
+        self.status = Status.STOPPED
+        self.failure = str(error)
+        log.critical("%s[%d] STOPPED: %s", *self.tp, error)
+
+    @property
+    def stopped_at(self) -> int:
+        """The offset whose skip would let this partition go on; -1: it is not stopped."""
+        return self._stopped_at if self.status is Status.STOPPED else -1
+
+    _stopped_at = -1
+
+    def failed(self, error: StepFailed | Unreadable) -> bool:
+        """Whether the record is named, so that the partition must stop; else it must restart carefully."""
+        first, last = (error.first, error.last) if isinstance(error, StepFailed) else (error.offset, error.offset)
+        if first == last:
+            self._stopped_at = last
+            self.stop(error)
+            return True
+        self.careful = True
+        return False

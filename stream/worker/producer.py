@@ -1,0 +1,113 @@
+"""The worker's producer: idempotent, acks=all, no time-out. A delivery error ends the process without a checkpoint."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import KafkaError, Message, Producer
+
+from stream.errors import FraudstreamError
+from stream.runner.partition import PartitionRunner, Send
+
+log = logging.getLogger(__name__)
+
+QUEUE_MESSAGES_MAX = 200_000
+QUEUE_KBYTES_MAX = 131_072
+FULL_WAIT_S = 0.01
+Delivered = Callable[[KafkaError | None, Message], None]
+
+
+class DeliveryFailed(FraudstreamError):
+    """The broker refused a record for good. Operator: see the cause; the process ends and starts from its checkpoint."""
+
+
+def producer_options(client: Mapping[str, Any], linger_ms: float) -> dict[str, Any]:
+    """librdkafka's options. `linger_ms`: how long a record may wait for company."""
+    return {
+        **client,
+        "enable.idempotence": True,
+        "acks": "all",
+        "message.timeout.ms": 0,
+        "linger.ms": linger_ms,
+        "compression.type": "lz4",
+        "batch.size": 262_144,
+        "message.max.bytes": 2_000_000,
+        "queue.buffering.max.messages": QUEUE_MESSAGES_MAX,
+        "queue.buffering.max.kbytes": QUEUE_KBYTES_MAX,
+        "enable.gapless.guarantee": True,
+    }
+
+
+class WorkerProducer:
+    """Sends for all partitions of a worker, and tells each runner what the brokers have. On the event loop only."""
+
+    def __init__(
+        self, client: Mapping[str, Any], *, prefix: str, linger_ms: float, failed: Callable[[BaseException], None]
+    ) -> None:
+        self._producer = Producer(producer_options(client, linger_ms))
+        self._prefix = prefix
+        self._failed = failed
+        self._names: dict[str, str] = {}
+        self._callbacks: dict[tuple[int, int], Delivered] = {}
+        self.waits = 0
+
+    async def send(self, runner: PartitionRunner, sends: Sequence[Send]) -> None:
+        """Hand all to librdkafka, in order; a full queue is waited for."""
+        produce = self._producer.produce
+        delivered: Delivered | None = None
+        generation = -1
+        for send in sends:
+            if send.generation != generation:
+                generation = send.generation
+                delivered = self._delivered(runner, generation)
+            topic = self._names.get(send.topic)
+            if topic is None:
+                topic = self._names[send.topic] = self._prefix + send.topic
+            while True:
+                try:
+                    produce(
+                        topic,
+                        value=send.value,
+                        key=send.key,
+                        partition=send.partition,
+                        headers=send.headers or None,
+                        on_delivery=delivered,
+                    )
+                    break
+                except BufferError:
+                    self.waits += 1
+                    self._producer.poll(0)
+                    await asyncio.sleep(FULL_WAIT_S)
+        self._producer.poll(0)
+
+    def _delivered(self, runner: PartitionRunner, generation: int) -> Delivered:
+        """One callback for all records of a runner's generation: it only counts."""
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            if error is None:
+                runner.acknowledged(generation)
+            else:
+                self._failed(DeliveryFailed(f"{message.topic()}[{message.partition()}]: {error.name()}: {error.str()}"))
+
+        return delivered
+
+    def poll(self) -> None:
+        """Take what the brokers have acknowledged."""
+        self._producer.poll(0)
+
+    def tick(self, topic: str, partition: int, value: bytes) -> None:
+        """A timer's record. It belongs to nobody's checkpoint; if it gets lost, the next one comes."""
+        try:
+            self._producer.produce(self._prefix + topic, value=value, partition=partition)
+        except BufferError:
+            log.warning("no room for a tick to %s[%d]", topic, partition)
+
+    @property
+    def queued(self) -> int:
+        return len(self._producer)
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """What is not delivered by then is sent again by whoever goes on from the checkpoint."""
+        self._producer.flush(timeout_s)
+        self._producer.purge()
