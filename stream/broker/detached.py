@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from stream.broker.directories import state_dir
+from stream.broker.directories import broker_dir
 from stream.broker.embedded import HEAP_MB, PROBE_EVERY_S, START_TIMEOUT_S
 from stream.broker.errors import BrokerFailed
 from stream.broker.jars import KAFKA_VERSION
@@ -57,10 +57,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DetachedBroker:
-    """The one broker of a state directory (default: `state_dir()`)."""
+    """The one broker of a directory (default: `broker_dir()`)."""
 
     def __init__(self, directory: Path | None = None) -> None:
-        self.directory = (directory or state_dir() / "broker").expanduser().absolute()
+        self.directory = (directory or broker_dir()).expanduser().absolute()
         self.home = KafkaHome(self.directory / "kafka")
         self._record = self.directory / "broker.json"
 

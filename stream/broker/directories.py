@@ -10,13 +10,18 @@ def cache_dir() -> Path:
     return _chosen("FRAUD_CACHE_DIR", "XDG_CACHE_HOME", ".cache", "Library/Caches")
 
 
-def state_dir() -> Path:
-    """Directory of what outlives a command: `FRAUD_STATE_DIR`, else the user's state directory."""
-    return _chosen("FRAUD_STATE_DIR", "XDG_STATE_HOME", ".local/state", "Library/Application Support")
+def broker_dir() -> Path:
+    """Directory of the broker of `fraud broker start`: `FRAUD_BROKER_DIR`, else below the user's state directory.
+
+    Not below a worker's FRAUD_STATE_DIR: that is one instance's own, while all find the same broker.
+    """
+    if chosen := os.environ.get("FRAUD_BROKER_DIR"):
+        return Path(chosen).expanduser().absolute()
+    return _chosen("", "XDG_STATE_HOME", ".local/state", "Library/Application Support") / "broker"
 
 
 def _chosen(variable: str, xdg_variable: str, linux: str, macos: str) -> Path:
-    if chosen := os.environ.get(variable):
+    if variable and (chosen := os.environ.get(variable)):
         return Path(chosen).expanduser().absolute()
     if xdg := os.environ.get(xdg_variable):
         return Path(xdg).expanduser().absolute() / "fraudstream"

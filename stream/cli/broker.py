@@ -2,16 +2,19 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from stream.broker.detached import DetachedBroker, Status
 from stream.broker.embedded import HEAP_MB
 from stream.broker.errors import BrokerError
+from stream.errors import ConfigurationError
+from stream.settings import Settings
 
 app = typer.Typer(
     name="broker",
@@ -21,7 +24,7 @@ app = typer.Typer(
 
 DirectoryOption = Annotated[
     Path | None,
-    typer.Option("--dir", help="Its directory. Default: broker below FRAUD_STATE_DIR or the state directory."),
+    typer.Option("--dir", help="Its directory. Default: FRAUD_BROKER_DIR, else below the user's state directory."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
@@ -75,22 +78,23 @@ def status(directory: DirectoryOption = None, as_json: JsonOption = False) -> No
     raise typer.Exit(0 if found.answers else 1)
 
 
-def known_bootstrap(option: str | None) -> str:
-    """The address that was given, else that of the broker of `fraud broker start`. Exit code 2 if there is none.
+def known_settings(*, bootstrap: str | None = None, prefix: str | None = None) -> Settings:
+    """Settings with a broker: the option's, else the environment's, else that of `fraud broker start`.
 
-    For every command with `--bootstrap` (typer reads FRAUD_BOOTSTRAP for it).
+    Ends with exit code 2 if there is none, or if the settings can't work.
     """
-    if option:
-        return option
-    running = DetachedBroker().running()
-    if running is None:
-        Console(file=sys.stderr).print(
-            "No broker is configured and none runs here: give --bootstrap HOST:PORT, set FRAUD_BOOTSTRAP, or run "
-            "`fraud broker start`.",
-            markup=False,
-        )
-        raise typer.Exit(2)
-    return running.bootstrap
+    given: dict[str, Any] = {
+        name: value for name, value in (("bootstrap", bootstrap), ("prefix", prefix)) if value is not None
+    }
+    try:
+        settings = Settings(**given)
+        if settings.bootstrap is None and (running := DetachedBroker().running()) is not None:
+            settings = Settings(**{**given, "bootstrap": running.bootstrap})
+        settings.client()
+    except (ConfigurationError, ValidationError) as error:
+        Console(file=sys.stderr).print(str(error), style="red", markup=False)
+        raise typer.Exit(2) from error
+    return settings
 
 
 def _as_table(found: Status) -> Table:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from stream.broker.errors import BrokerError
 from stream.broker.topic_admin import Finding, check_topics, create_topics
-from stream.cli.broker import known_bootstrap
+from stream.cli.broker import known_settings
 from topics.catalogue import catalogue
 
 app = typer.Typer(name="topics", help="The topics of the catalogue, on a broker.", no_args_is_help=True)
@@ -19,12 +19,11 @@ BootstrapOption = Annotated[
     str | None,
     typer.Option(
         "--bootstrap",
-        envvar="FRAUD_BOOTSTRAP",
-        help="HOST:PORT of a broker. Default: that of `fraud broker start`.",
+        help="HOST:PORT of a broker. Default: FRAUD_BOOTSTRAP, else that of `fraud broker start`.",
     ),
 ]
 PrefixOption = Annotated[
-    str, typer.Option("--prefix", envvar="FRAUD_TOPIC_PREFIX", help="Put before every topic's name.")
+    str | None, typer.Option("--prefix", help="Put before every topic's name. Default: FRAUD_PREFIX, else nothing.")
 ]
 PartitionsOption = Annotated[
     int | None,
@@ -40,7 +39,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 @app.command(epilog="Example: fraud topics create --bootstrap 127.0.0.1:9092")
 def create(
     bootstrap: BootstrapOption = None,
-    prefix: PrefixOption = "",
+    prefix: PrefixOption = None,
     partitions: PartitionsOption = None,
     replication: Annotated[
         int, typer.Option(min=-1, help="Copies of each partition; -1 leaves it to the broker's default.")
@@ -51,8 +50,8 @@ def create(
 
     Exit code 1 if one that existed is not as it should be.
     """
-    client = {"bootstrap.servers": known_bootstrap(bootstrap)}
-    wanted = list(catalogue(prefix, partitions).values())
+    settings = known_settings(bootstrap=bootstrap, prefix=prefix)
+    client, wanted = settings.client(), list(catalogue(settings.prefix, partitions).values())
     try:
         made = create_topics(client, wanted, replication=replication)
         findings = check_topics(client, wanted)
@@ -69,7 +68,7 @@ def create(
 @app.command(epilog="Example: fraud topics check --bootstrap 127.0.0.1:9092 --json")
 def check(
     bootstrap: BootstrapOption = None,
-    prefix: PrefixOption = "",
+    prefix: PrefixOption = None,
     partitions: PartitionsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -77,8 +76,8 @@ def check(
 
     Exit code 1 if anything differs.
     """
-    client = {"bootstrap.servers": known_bootstrap(bootstrap)}
-    wanted = list(catalogue(prefix, partitions).values())
+    settings = known_settings(bootstrap=bootstrap, prefix=prefix)
+    client, wanted = settings.client(), list(catalogue(settings.prefix, partitions).values())
     try:
         findings = check_topics(client, wanted)
     except BrokerError as error:

@@ -17,7 +17,7 @@ def _fraud(state: Path, *arguments: str) -> tuple[int, dict, str]:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "FRAUD_STATE_DIR": str(state)},
+        env={**os.environ, "FRAUD_BROKER_DIR": str(state)},
         check=False,
     )
     last = told.stdout.strip().splitlines()[-1:]

@@ -60,7 +60,7 @@ def test_check_finds_every_planted_difference_and_nothing_else(kafka):
     prefix = kafka.fresh_prefix()
     wanted = catalogue(prefix, 2)
     create_topics(kafka.client, list(wanted.values()))
-    admin = AdminClient(kafka.client)
+    admin = AdminClient({**kafka.client, "log_level": 0})
     planted = {
         ("payments", "partitions"): "5",
         ("decisions", "retention.ms"): "1000",
@@ -108,9 +108,10 @@ def test_a_topic_made_again_has_another_id(kafka):
     assert topic_ids(kafka.client, [topic.name])[topic.name] != first
 
 
-def test_no_broker_is_said_so():
+def test_no_broker_is_said_so(monkeypatch):
+    monkeypatch.setattr("stream.broker.topic_admin.REQUEST_TIMEOUT_S", 2.0)
     with pytest.raises(TopicsFailed, match="fraud broker start"):
-        check_topics({"bootstrap.servers": "127.0.0.1:9", "socket.timeout.ms": 1000}, [catalogue()["labels"]])
+        check_topics({"bootstrap.servers": "127.0.0.1:9"}, [catalogue()["labels"]])
 
 
 def test_topics_are_never_made_by_asking(kafka):
@@ -118,3 +119,16 @@ def test_topics_are_never_made_by_asking(kafka):
     AdminClient(kafka.client).list_topics(name, timeout=10)
     with pytest.raises(TopicsFailed, match="no such topic"):
         topic_ids(kafka.client, [name])
+
+
+def test_wrong_use_has_its_own_exit_code(tmp_path):
+    told = subprocess.run(
+        [sys.executable, "-c", "from stream.cli.topics import app; app()", "check"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**{k: v for k, v in os.environ.items() if k != "FRAUD_BOOTSTRAP"}, "FRAUD_BROKER_DIR": str(tmp_path)},
+        check=False,
+    )
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "fraud broker start" in told.stderr
