@@ -260,44 +260,45 @@ def _json_values(column: Array, name: str, field: FieldType) -> Array:
             return _object_json(column)
 
 
-def encode_rows(batch: Batch, fields: Mapping[str, FieldType]) -> list[bytes]:
-    """One JSON object a row, with the batch's columns that are in `fields` and not null, in the batch's order.
+def encode_rows(batch: Batch, fields: Mapping[str, FieldType], required: Sequence[str] = ()) -> list[bytes]:
+    """One JSON object a row, with the batch's columns that are in `fields` and not null.
 
-    Columns with a null come after those without. Raises `DatasetError` naming the column.
+    `required`: columns that hold no null; they come first. All others follow in the batch's order, so that the bytes
+    of a row do not depend on the other rows. Raises `DatasetError` naming the column.
 
     >>> rows = pa.RecordBatch.from_pydict({"payment_id": ["a", "b"], "amount": [1, None], "is_fraud": [0, 1]})
     >>> encode_rows(rows, PAYMENT_FIELDS)
     [b'{"payment_id":"a","amount":1}', b'{"payment_id":"b"}']
     """
-    pieces: list[Any] = []  # of one join over all columns without nulls: literals between columns
-    literal = "{"
-    optional: list[tuple[str, Array, str]] = []
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+    names: list[str] = batch.schema.names
+    ordered = [name for name in names if name in required] + [name for name in names if name not in required]
+    # One join of literals and columns over the whole batch. Every member brings the comma before it.
+    pieces: list[Any] = []
+    literal = ""
+    for name in ordered:
         field = fields.get(name)
         if field is None:
             continue
         try:
-            values = _json_values(column, name, field)
+            values = _json_values(batch.column(name), name, field)
         except (DatasetError, pa.ArrowInvalid) as error:
             raise DatasetError(f"column {name!r}: {error}") from error
         quote = '"' if field == "text" else ""
-        if values.null_count == len(values):
-            continue
-        if values.null_count:
-            optional.append((f'"{name}":{quote}', values, quote))
-            continue
-        pieces += [f'{literal}"{name}":{quote}', values]
-        literal = quote + ","
+        if values.null_count == 0:
+            pieces += [f'{literal},"{name}":{quote}', values]
+            literal = quote
+        elif values.null_count < len(values):
+            # An absent field is an empty text. (Arrow's own way to leave nulls out drops rows that have nothing else.)
+            pieces += [literal, pc.binary_join_element_wise(f',"{name}":{quote}', values, quote, "")]
+            literal = ""
     if not pieces:
-        members = [pc.binary_join_element_wise(before, values, after, "") for before, values, after in optional]
-        if not members:
-            return [b"{}"] * batch.num_rows
-        inner = pc.binary_join_element_wise(*members, ",", null_handling="skip")
-        return pc.binary_join_element_wise("{", inner, "}", "").cast(pa.binary()).to_pylist()
-    pieces.append(literal[:-1])
-    for before, values, after in optional:
-        pieces.append(pc.binary_join_element_wise("," + before, values, after, ""))
-    joined = pc.binary_join_element_wise(*pieces, "}", "", null_handling="replace", null_replacement="")
+        return [b"{}"] * batch.num_rows
+    starts_full = isinstance(pieces[0], str) and pieces[0].startswith(",")
+    if starts_full:
+        pieces[0] = "{" + pieces[0][1:]
+    joined = pc.binary_join_element_wise(*pieces, literal + "}", "", null_handling="replace", null_replacement="")
+    if not starts_full:
+        joined = pc.binary_join_element_wise("{", pc.utf8_ltrim(joined, ","), "")
     return joined.cast(pa.binary()).to_pylist()
 
 
@@ -345,7 +346,7 @@ class _File:
         """Types are judged on an empty batch, so that a wrong file fails before its first record is sent."""
         batch = pa.RecordBatch.from_arrays([column.combine_chunks() for column in empty.columns], names=self.columns)
         try:
-            encode_rows(batch, self.shape.fields)
+            encode_rows(batch, self.shape.fields, self.shape.required)
         except DatasetError as error:
             raise DatasetError(f"{self.path}: {error}") from error
 
@@ -383,7 +384,7 @@ class _File:
 
     def _events(self, batch: Batch, times: np.ndarray[Any, np.dtype[np.int64]], seen: int) -> list[Event]:
         try:
-            values = encode_rows(batch, self.shape.fields)
+            values = encode_rows(batch, self.shape.fields, self.shape.required)
         except DatasetError as error:
             raise DatasetError(f"{self.path}: rows {seen}-{seen + batch.num_rows - 1}: {error}") from error
         accounts = _to_text(_storage(batch.column("account_id"), "account_id"), "account_id").to_pylist()

@@ -10,21 +10,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from stream.broker.detached import DetachedBroker
+from stream.cli.broker import known_bootstrap
 from stream.dataset import HOUR_MS, Dataset, DatasetError, Event
 from stream.publish import Published, Publisher, PublishFailed, connect, line_events, publish
 
 FAILED: Final = 1
 WRONG_USE: Final = 2
-
-
-def _bootstrap(given: str | None) -> str:
-    if given:
-        return given
-    running = DetachedBroker().running()
-    if running is None:
-        raise typer.BadParameter("no broker runs here: fraud broker start, or name one", param_hint="--bootstrap")
-    return running.bootstrap
 
 
 def _client(settings: list[str]) -> dict[str, str]:
@@ -55,6 +46,9 @@ def _send(
         return publish(events, publisher, rate=rate, progress=lambda more: progress.advance(task, more))
 
 
+EPILOG: Final = "Example: fraud publish payments.parquet --labels labels.parquet --rate 1000"
+
+
 def command(
     payments: Annotated[str, typer.Argument(help="payments.parquet, or - for JSON lines from standard input.")],
     labels: Annotated[Path | None, typer.Option(help="labels.parquet, merged in order of time.")] = None,
@@ -72,14 +66,10 @@ def command(
 ) -> None:
     """Publish payments, and their labels and updates, in the order in which they happened.
 
+    Lines from standard input are sent as they are, so that bad ones are answered, too: fraud publish - < lines.jsonl
+
     With labels, clock records say how far the labels are complete. Exit code 1 if the broker did not take a record;
     to publish all of it again is harmless.
-
-    Example:
-
-        fraud publish payments.parquet --labels labels.parquet --rate 1000
-
-        head -n 100 payments.jsonl | fraud publish -
     """
     errors = Console(stderr=True)
     if payments == "-" and (labels is not None or updates is not None):
@@ -99,7 +89,7 @@ def command(
     except DatasetError as error:
         errors.print(str(error), style="red", highlight=False)
         raise typer.Exit(WRONG_USE) from error
-    publisher = Publisher(connect(_bootstrap(bootstrap), client=_client(client or [])), prefix=prefix)
+    publisher = Publisher(connect(known_bootstrap(bootstrap), client=_client(client or [])), prefix=prefix)
     try:
         done = _send(events, kinds, publisher, rate, total)
     except (DatasetError, PublishFailed) as error:

@@ -47,6 +47,9 @@ def _delay(label_delay: str) -> LabelDelay:
     return DELAYS[label_delay]
 
 
+EPILOG: Final = "Example: fraud simulate --seed 7 --days 90 --accounts 2000 --out data/sim7"
+
+
 def command(
     out: Annotated[Path, typer.Option(help="Directory for payments, labels, updates and truth, as .parquet.")],
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same files.")] = 1,
@@ -69,12 +72,6 @@ def command(
 
     Accounts and terminals have habits; some frauds are never reported, some disputes are no fraud. truth.parquet
     tells which payments are fraud, and of which kind; nothing of it is ever sent.
-
-    Example:
-
-        fraud simulate --seed 7 --days 90 --accounts 2000 --out data/sim7
-
-        fraud publish data/sim7/payments.parquet --labels data/sim7/labels.parquet --updates data/sim7/updates.parquet
     """
     try:
         settings = SimulationSettings(

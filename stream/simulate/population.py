@@ -55,13 +55,16 @@ class Terminals(msgspec.Struct, frozen=True):
     group_start: Ints  # (categories * (cities + 1) + 1): where each group begins in that order
 
     def pick(self, category: Ints, city: Ints, uniform: Floats) -> Ints:
-        """A terminal of that category in that city by popularity; anywhere, if there is none in the city."""
+        """A terminal of that category in that city by popularity; one of another city or, at last, trade if there is none."""
         width = ANYWHERE + 1
         group = category * width + city
         start, stop = self.group_start[group], self.group_start[group + 1]
         none = start == stop
         start = np.where(none, self.group_start[category * width], start)
         stop = np.where(none, self.group_start[(category + 1) * width], stop)
+        none = start == stop
+        start = np.where(none, 0, start)
+        stop = np.where(none, len(self.by_group), stop)
         low, high = self.cumulative[start], self.cumulative[stop]
         at = np.searchsorted(self.cumulative, low + uniform * (high - low), side="right") - 1
         return self.by_group[np.clip(at, start, np.maximum(stop - 1, start))]

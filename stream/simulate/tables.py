@@ -13,6 +13,7 @@ from stream.simulate.outcomes import (
     DISPUTE,
     LABEL_KINDS,
     REASONS,
+    REVERSED,
     SOURCES,
     UPDATE_KINDS,
     Labels,
@@ -40,6 +41,7 @@ Table: TypeAlias = Any
 pc: Any = pyarrow.compute
 
 SCHEMES: Final = ("visa", "mastercard")
+RESULTS: Final = ("evidence", "liability")
 CVV: Final = (None, "match", "no_match")
 FRAUD_TYPES: Final = (None, *(FRAUDS[kind].fraud_type for kind in Kind if kind is not Kind.LEGITIMATE))
 _MONEY: Final = [MONEY_OF.get(city.country, EURO) for city in CITIES]
@@ -130,7 +132,9 @@ def payments_table(
 def labels_table(rows: Rows, labels: Labels, ids: Array) -> Table:
     """The labels, in order of `observed_at`."""
     row = pa.array(labels.row)
-    disputed = np.isin(labels.kind, (CHARGEBACK, DISPUTE))
+    disputed = np.isin(labels.kind, (CHARGEBACK, DISPUTE, REVERSED))
+    reversed_ = labels.kind == REVERSED
+    first_party = rows.kind[labels.row] == Kind.FIRST_PARTY
     fraud_type = np.where(labels.kind == DISPUTE, 0, rows.kind[labels.row])
     return pa.table(
         {
@@ -139,8 +143,11 @@ def labels_table(rows: Rows, labels: Labels, ids: Array) -> Table:
             "observed_at": pa.array(labels.at_ms),
             "kind": _named(LABEL_KINDS, labels.kind),
             "reason_code": _named(REASONS, labels.reason),
-            "dispute_id": _ids("dp", np.where(disputed, np.arange(len(labels.row)), -1), 7),
-            "stage": _named(("first",), np.where(disputed, 0, -1)),
+            # A payment is disputed once at most, so its row names the dispute.
+            "dispute_id": _ids("dp", np.where(disputed, labels.row, -1), 8),
+            "stage": _named(("first", "representment"), np.where(reversed_, 1, np.where(disputed, 0, -1))),
+            # A merchant can show that a customer who lies took part; else only the loss moves.
+            "result": _named(RESULTS, np.where(~reversed_, -1, np.where(first_party, 0, 1))),
             "fraud_type": _named(FRAUD_TYPES, np.where(labels.kind < 3, fraud_type, 0)),
             "source": _named(SOURCES, labels.source),
         }
