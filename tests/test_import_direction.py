@@ -32,6 +32,7 @@ SEEN_BY: Final[dict[str, frozenset[str]]] = {
     "stream.settings": frozenset({"topics", "stream.errors"}),
     "stream.metrics": frozenset({"topics", "stream.errors"}),
     "stream.dataset": frozenset({"topics", "stream.errors"}),
+    "stream.publish": frozenset({"topics", "stream.errors", "stream.dataset"}),
     "stream.broker": frozenset({"topics", "stream.errors", "stream.settings"}),
     "stream.simulate": frozenset({"topics", "stream.errors", "stream.bits", "stream.dataset"}),
     "stream.replay": INNER | {"stream.settings", "stream.metrics", "stream.dataset"},
@@ -43,6 +44,7 @@ SEEN_BY: Final[dict[str, frozenset[str]]] = {
         "stream.metrics",
         "stream.dataset",
         "stream.broker",
+        "stream.publish",
         "stream.simulate",
         "stream.replay",
         "stream.evaluate",
@@ -138,7 +140,7 @@ def direction_violations(root: Path) -> list[str]:
                 found.append(f"{path}:{line}: pure room {room} may not import {imported}")
         if room in PURE:
             found.extend(f"{path}:{line}: pure room {room} may not use {what}" for line, what in _impure_uses(tree))
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _impure_uses(tree: ast.Module) -> Iterator[tuple[int, str]]:

@@ -5,10 +5,11 @@ from typing import Final
 import numpy as np
 import pytest
 
-from stream.features import MODEL_NAMES
+from stream.features import ENTITY_FEATURES, MODEL_NAMES, PAYMENT_FEATURES
 from stream.rules.compiled import CompiledRules, compile_rules
-from stream.rules.defaults import DEFAULT_RULES
+from stream.rules.default import DEFAULT_RULES
 from stream.rules.ruleset import canonical_bytes, decode_ruleset
+from topics.reasons import REASONS
 
 RULES: Final[CompiledRules] = compile_rules(DEFAULT_RULES, MODEL_NAMES)
 
@@ -129,3 +130,14 @@ def test_the_cold_start_is_not_mistaken_for_new_accounts() -> None:
 
 def test_the_defaults_travel_as_json() -> None:
     assert decode_ruleset(canonical_bytes(DEFAULT_RULES)) == DEFAULT_RULES
+
+
+def test_the_defaults_also_fit_the_full_row() -> None:
+    entity = [feature.name for feature in ENTITY_FEATURES]
+    names = [f"account_{name}" for name in entity] + [f"terminal_{name}" for name in entity]
+    compile_rules(DEFAULT_RULES, names + [feature.name for feature in PAYMENT_FEATURES])
+
+
+@pytest.mark.parametrize("code", RULES.codes)
+def test_a_rules_code_is_a_reason_of_the_catalogue(code: str) -> None:
+    assert code in REASONS
