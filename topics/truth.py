@@ -42,9 +42,14 @@ _OTHER: Final = """
     AA AP AT AW CD DP EX IC IN LP NF PM RG RM RN
 """
 
-_BY_CODE: dict[str, bool] = {code: True for code in _FRAUD.split()} | {code: False for code in _OTHER.split()}
 
-FRAUD_BY_REASON_CODE: Final = MappingProxyType(_BY_CODE)
+def _codes(text: str) -> list[str]:
+    return text.split()
+
+
+FRAUD_BY_REASON_CODE: Final = MappingProxyType(
+    dict.fromkeys(_codes(_FRAUD), True) | dict.fromkeys(_codes(_OTHER), False)
+)
 """Whether a scheme's chargeback code says fraud. A code that is not here says nothing, and trains nothing."""
 
 
