@@ -89,7 +89,8 @@ def known_settings(*, bootstrap: str | None = None, prefix: str | None = None) -
     try:
         settings = Settings(**given)
         if settings.bootstrap is None and (running := DetachedBroker().running()) is not None:
-            settings = Settings(**{**given, "bootstrap": running.bootstrap})
+            given["bootstrap"] = running.bootstrap
+            settings = Settings(**given)
         settings.client()
     except (ConfigurationError, ValidationError) as error:
         Console(file=sys.stderr).print(str(error), style="red", markup=False)
