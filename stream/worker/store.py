@@ -14,7 +14,8 @@ What is checked when (found by flipping bytes: tests/worker/test_store.py):
 | write-ahead log                     | at open; or its last batches are dropped: an older, whole state |
 | SST: size, footer, index            | at open or at the first read of the file                        |
 | SST: a block of keys or its filter  | at the first read of the block, and when it is compacted        |
-| a file is missing                   | at open                                                         |
+| an SST or the MANIFEST is missing   | at open                                                         |
+| the log is cut or missing           | not: an older, whole state                                      |
 
 Threads: every method may be called from any thread; `write` calls exclude each other. RocksDB's reads, flushes
 and compactions release the GIL, but rocksdict's `write` and checkpoint hold it. Hence a batch is sorted before
@@ -106,6 +107,7 @@ BLOOM_BITS_PER_KEY = 10  # 1 % of missing keys cost a block read
 BLOCK_BYTES = 4 << 10  # small: state is read by point, in no order
 STALL_S_MAX = 60.0
 STALL_POLL_S = 0.005
+_wait = time.sleep
 
 assert BATCH_RING <= 1 << 16, "a slot of the ring is two bytes"
 assert BATCH_RING > 3600, "at one checkpoint a second, an hour of batches is checked"
@@ -252,7 +254,7 @@ class RocksStore:
                         raise self._error(error) from error
                     if time.monotonic() > deadline_s:
                         raise StoreStuck(f"{self.directory}: no write accepted for {STALL_S_MAX} s") from error
-                    time.sleep(STALL_POLL_S)
+                    _wait(STALL_POLL_S)
                 else:
                     self._batches = number
                     return
@@ -416,16 +418,10 @@ def _last_batch(db: Rdict, directory: Path) -> int:
 # --- names for what goes wrong ----------------------------------------------------------------------------------
 
 _FULL_WORDS = ("no space left", "file too large", "disk quota exceeded", "space limit")
-_STALL_WORDS = ("write stall", "low priority write stall")
 
 
 def _is_stall(error: Exception) -> bool:
-    text = str(error).lower()
-    return (
-        text.startswith("operation failed. try again")
-        or "result incomplete" in text
-        or any(word in text for word in _STALL_WORDS)
-    )
+    return "write stall" in str(error).lower()
 
 
 def _named(error: Exception, directory: Path, *, opening: bool) -> StoreError:

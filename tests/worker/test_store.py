@@ -387,6 +387,19 @@ def test_reads_go_on_in_threads_while_batches_are_written(tmp_path: Path):
     assert seen <= {0, 50}
 
 
+def test_a_write_waits_outside_of_rocksdb_while_that_stalls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Inside, it would hold the GIL, and with it the whole process."""
+    monkeypatch.setattr(store_module, "MEMTABLE_BYTES", 64 << 10)
+    monkeypatch.setattr(store_module, "MEMTABLES_MAX", 2)
+    waits: list[float] = []
+    monkeypatch.setattr(store_module, "_wait", lambda seconds: (waits.append(seconds), time.sleep(seconds)))
+    with opened(tmp_path / "s") as store:
+        for number in range(150):
+            store.write([(b"%d-%d" % (number, i), os.urandom(1000)) for i in range(100)], sync=False)
+        assert store.verify() == 150 * 100
+    assert waits, "no stall came: the test shows nothing"
+
+
 def test_memory_of_many_idle_stores_is_shared_and_small(tmp_path: Path):
     memory = StoreMemory(cache_bytes=64 << 20, write_buffer_bytes=16 << 20)
     stores = [RocksStore.open(tmp_path / str(i), memory=memory) for i in range(8)]
