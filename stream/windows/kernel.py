@@ -49,7 +49,7 @@ HEADER: Final = 6  # words before the entries of a packed entity
 VERSION: Final = 1
 
 SIZE_MIN: Final = 1  # rings begin with 2 entries
-BEGAN, ENTRIES_NEXT, ENTRIES_SIZE, BLOCKS_NEXT, BLOCKS_SIZE, BLOCKS_FREE, STAMP, SEEN_MASK, FREE = range(9)
+BEGAN, ENTRIES_NEXT, ENTRIES_SIZE, BLOCKS_NEXT, BLOCKS_SIZE, BLOCKS_FREE, STAMP, SEEN_MASK, TOUCHED, FREE = range(10)
 CONTROL: Final = FREE + 32
 BEGAN_NEVER: Final = -(2**62)
 
@@ -113,6 +113,9 @@ COUNT, SUM, MEAN, DEVIATION, MAX = range(5)
 ) = range(5 * WINDOWS, 5 * WINDOWS + 28)
 COLUMNS: Final = 5 * WINDOWS + 28
 NAN: Final = math.nan
+
+TOUCH_ROWS: Final = 16
+TOUCH_ENTRIES: Final = 16
 
 jit: Any = numba.njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
 
@@ -335,6 +338,25 @@ def place(
 
 
 @jit
+def touch(start: int, stop: int, slots: Any, state: Any, entries: Any, marks: Any) -> int:
+    """Read what rows `start` to `stop` will need, so that their cache misses overlap; the sum keeps the reads alive."""
+    read = 0
+    for row in range(start, stop):
+        s = slots[row] * STATE
+        read ^= state[s] ^ state[s + STATE - 1]
+    for row in range(start, stop):
+        s = slots[row] * STATE
+        length = state[s + LENGTH]
+        if length > 0:
+            mask = (1 << state[s + SIZE]) - 1
+            newest = state[s + HEAD] + length - 1
+            for back in range(0, min(length, TOUCH_ENTRIES), 2):  # two entries share a cache line
+                read ^= entries[(state[s] + ((newest - back) & mask)) * ENTRY]
+            read ^= marks[(state[s] + ((newest + 1) & mask)) * MARK]
+    return read
+
+
+@jit
 def observe(
     start: int,
     history_ms: int,
@@ -366,10 +388,10 @@ def observe(
 ) -> int:
     """Features of rows from `start` on, each then placed; the row that needs a larger arena, or the number of rows."""
     rows = len(slots)
-    seen_mask = control[SEEN_MASK]
-    seen_stamps = seen_mask + 1
-    category_stamps = 2 * seen_stamps
+    category_stamps = 2 * (control[SEEN_MASK] + 1)
     for row in range(start, rows):
+        if (row - start) % TOUCH_ROWS == 0:
+            control[TOUCHED] ^= touch(row, min(row + TOUCH_ROWS, rows), slots, state, entries, marks)
         slot = slots[row]
         s = slot * STATE
         t = event_ms[row]
@@ -413,6 +435,7 @@ def observe(
         # One scan back from the payment, which is itself the first counted.
         control[STAMP] += 1
         stamp = control[STAMP]
+        seen_mask = (4 << state[s + SIZE]) - 1  # four places an entry: small rings stay in a few cache lines
         count = 1
         with_amount = 0
         total = 0.0
@@ -426,9 +449,9 @@ def observe(
         distinct = 0
         if other != 0:
             distinct = 1
-            place_at = other & seen_mask
+            place_at = (other & seen_mask) * 2
             scratch[place_at] = other
-            scratch[seen_stamps + place_at] = stamp
+            scratch[place_at + 1] = stamp
         kinds = 0
         if category != 0:
             kinds = 1
@@ -488,12 +511,12 @@ def observe(
                     squares += value * value
                     largest = max(largest, value)
                 if their_other != 0:
-                    place_at = their_other & seen_mask
-                    while scratch[seen_stamps + place_at] == stamp and scratch[place_at] != their_other:
-                        place_at = (place_at + 1) & seen_mask
-                    if scratch[seen_stamps + place_at] != stamp:
+                    place_at = (their_other & seen_mask) * 2
+                    while scratch[place_at + 1] == stamp and scratch[place_at] != their_other:
+                        place_at = (place_at + 2) & (2 * seen_mask + 1)
+                    if scratch[place_at + 1] != stamp:
                         scratch[place_at] = their_other
-                        scratch[seen_stamps + place_at] = stamp
+                        scratch[place_at + 1] = stamp
                         distinct += 1
                 if their_category != 0 and scratch[category_stamps + their_category] != stamp:
                     scratch[category_stamps + their_category] = stamp
@@ -843,3 +866,57 @@ def unpack_all(
         if not unpack(slots[i], starts[i], buffer, state, entries, marks, blocks, control):
             return i
     return len(slots)
+
+
+# The table of keys: 3 words a place (two hashes of the key, slot + 1; 0: free), linear probing, at most half full.
+PLACE: Final = 3
+
+
+@jit
+def find(first: Any, second: Any, table: Any, found: Any) -> int:
+    """Slot of each key by its two hashes, -1 if it has none; how many have none."""
+    mask = len(table) // PLACE - 1
+    missing = 0
+    for i in range(len(found)):
+        at = first[i] & mask
+        while table[at * PLACE + 2] != 0 and (
+            table[at * PLACE] != first[i] or table[at * PLACE + 1] != second[i]
+        ):  # fmt: skip
+            at = (at + 1) & mask
+        slot = table[at * PLACE + 2] - 1
+        found[i] = slot
+        missing += slot < 0
+    return missing
+
+
+@jit
+def enter(first: Any, second: Any, slots: Any, table: Any) -> None:
+    """Enter keys that are not in the table."""
+    mask = len(table) // PLACE - 1
+    for i in range(len(slots)):
+        at = first[i] & mask
+        while table[at * PLACE + 2] != 0:
+            at = (at + 1) & mask
+        table[at * PLACE] = first[i]
+        table[at * PLACE + 1] = second[i]
+        table[at * PLACE + 2] = slots[i] + 1
+
+
+@jit
+def leave(first: Any, slots: Any, table: Any) -> None:
+    """Remove keys by their slots, closing the gap, so that probing never meets a dead place."""
+    mask = len(table) // PLACE - 1
+    for i in range(len(slots)):
+        gap = first[i] & mask
+        while table[gap * PLACE + 2] != slots[i] + 1:
+            gap = (gap + 1) & mask
+        at = gap
+        while True:
+            at = (at + 1) & mask
+            if table[at * PLACE + 2] == 0:
+                break
+            if (at - (table[at * PLACE] & mask)) & mask >= (at - gap) & mask:
+                for word in range(PLACE):
+                    table[gap * PLACE + word] = table[at * PLACE + word]
+                gap = at
+        table[gap * PLACE + 2] = 0
