@@ -67,7 +67,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     format: int = FORMAT
     offset: int  # of `examples`: what was learned up to and including it
     version: str  # offset-hash
-    features_version: int
+    features_version: str
     features: int
     ready: bool
     frauds: int  # matured frauds learned so far
@@ -200,7 +200,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 def build(
     *,
     offset: int,
-    features_version: int,
+    features_version: str,
     ready: bool,
     frauds: int,
     cuts: NDArray[np.float32],
@@ -240,7 +240,7 @@ def kernel_hash() -> str:
     pairs = np.array([[0, 1], [2, 5]], np.int32)
     model = build(
         offset=0,
-        features_version=0,
+        features_version="",
         ready=True,
         frauds=0,
         cuts=cuts,

@@ -43,7 +43,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a learner is for. `pairs`: features by index whose coarse bins are crossed."""
 
     features: int
-    features_version: int
+    features_version: str
     pairs: tuple[tuple[int, int], ...] = ()
     frauds_min: int = FRAUDS_MIN
     seed: int = 1
