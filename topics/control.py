@@ -8,9 +8,9 @@ from msgspec import Meta, Struct
 from topics.payment import TENANT_DEFAULT, TimeMs
 from topics.refusals import Cause, Refusal
 
-ControlKind = Literal["model", "rules", "policy", "settings", "rates", "engine", "skip", "source_cap"]
+ControlKind = Literal["model", "rules", "policy", "settings", "rates", "engine", "skip", "source_cap", "init"]
 
-PAYLOAD_BYTES_MAX: Final = 65_536
+PAYLOAD_BYTES_MAX: Final = 98_304  # a model of 64 kB in base64
 
 T = TypeVar("T")
 
@@ -20,8 +20,8 @@ class Control(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
 
     `version`: the name under which decisions report it. `by`, `why`: who changed it and for what reason.
     `written_at`: UTC epoch in ms by the writer's clock, for people only; nothing is decided by it.
-    `payload`: JSON of at most 64 kB, by kind: `Policy`, `Skip`, `Engine`, `SourceCap`, `Rates`, `topics.limits.Limits`
-        for `settings`; the model's and the rules' own Structs.
+    `payload`: JSON of at most 96 kB, by kind: `Skip`, `Init`, `Engine`, `SourceCap`, `Rates`, for `settings`
+        `topics.limits.Limits`; the model's, the rules' and the policy's own Structs.
     """
 
     kind: ControlKind
@@ -34,16 +34,10 @@ class Control(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     schema_version: int = 1
 
 
-Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
+class Init(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
+    """From where foreign topics are read first: topic → the offset of each partition. The first record holds."""
 
-
-class Policy(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
-    """Thresholds on the probability, from which on each verdict is given; absent: never by the model alone."""
-
-    mode: Literal["shadow", "enforce"] = "shadow"
-    challenge: Probability | None = None
-    review: Probability | None = None
-    decline: Probability | None = None
+    offsets: dict[str, list[Annotated[int, Meta(ge=0)]]]
 
 
 class Skip(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):

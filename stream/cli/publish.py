@@ -10,24 +10,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from stream.cli.broker import known_bootstrap
+from stream.cli.broker import known_settings
+from stream.cli.topics import BootstrapOption, JsonOption, PrefixOption
 from stream.dataset import HOUR_MS, Dataset, DatasetError, Event
 from stream.publish import Published, Publisher, PublishFailed, connect, line_events, publish
 
 FAILED: Final = 1
 WRONG_USE: Final = 2
-
-
-def _client(settings: list[str]) -> dict[str, str]:
-    """Settings of librdkafka from NAME=VALUE."""
-    client: dict[str, str] = {}
-    for setting in settings:
-        name, separator, value = setting.partition("=")
-        if not separator:
-            # The value may be a password: it is not repeated.
-            raise typer.BadParameter("write NAME=VALUE, such as security.protocol=SASL_SSL", param_hint="--client")
-        client[name] = value
-    return client
 
 
 def _send(
@@ -57,12 +46,9 @@ def command(
         float | None, typer.Option(min=0.01, help="Payments a second, open loop; else at full speed.")
     ] = None,
     clock_every_h: Annotated[float, typer.Option(min=0.001, help="Hours of data between two clock records.")] = 1.0,
-    bootstrap: Annotated[
-        str | None, typer.Option(envvar="FRAUD_BOOTSTRAP", help="HOST:PORT; else the broker that fraud started.")
-    ] = None,
-    prefix: Annotated[str, typer.Option(envvar="FRAUD_TOPIC_PREFIX", help="Put before every topic's name.")] = "",
-    client: Annotated[list[str] | None, typer.Option(help="A setting of librdkafka, NAME=VALUE. Repeatable.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    bootstrap: BootstrapOption = None,
+    prefix: PrefixOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Publish payments, and their labels and updates, in the order in which they happened.
 
@@ -89,7 +75,8 @@ def command(
     except DatasetError as error:
         errors.print(str(error), style="red", highlight=False)
         raise typer.Exit(WRONG_USE) from error
-    publisher = Publisher(connect(known_bootstrap(bootstrap), client=_client(client or [])), prefix=prefix)
+    broker = known_settings(bootstrap=bootstrap, prefix=prefix)
+    publisher = Publisher(connect(broker.client()), prefix=broker.prefix)
     try:
         done = _send(events, kinds, publisher, rate, total)
     except (DatasetError, PublishFailed) as error:

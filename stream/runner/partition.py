@@ -23,7 +23,7 @@ from stream.runner.errors import (
     StepFailed,
     Unreadable,
 )
-from stream.stages.stage import Header, Record, Stage, Step
+from stream.stages.stage import Header, Journal, Record, Stage, Step
 from stream.stages.state import Changes, State
 from topics.journal import (
     BLOCK_BYTES_MAX,
@@ -60,14 +60,6 @@ class Send(NamedTuple):
     value: bytes
     headers: list[Header]
     generation: int
-
-
-class Journal(NamedTuple):
-    """The identity of what a partition reads: its topic's name, its topic's id (16 bytes), its partition."""
-
-    topic: str
-    topic_id: bytes
-    partition: int
 
 
 class Meta(Struct, frozen=True, array_like=True):

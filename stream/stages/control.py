@@ -16,7 +16,7 @@ from stream.stages.stage import Outbox, Record, Step
 from stream.stages.state import State
 from stream.version import ENGINE_VERSION
 from topics.catalogue import JOURNALS_OF_KIND
-from topics.control import Control, ControlKind, Engine, Rates, Skip, encode_control, parse_control, payload_as
+from topics.control import Control, ControlKind, Engine, Init, Rates, Skip, encode_control, parse_control, payload_as
 from topics.journal import OUTPUTS_PER_ITEM_MAX, Marker
 from topics.limits import LIMITS_DEFAULT, Limits, contradictions
 from topics.payment import Payment
@@ -107,6 +107,8 @@ def refused_because(record: Control) -> str | None:
             payload_as(record, Rates)
         elif record.kind == "skip":
             payload_as(record, Skip)
+        elif record.kind == "init":
+            payload_as(record, Init)
         elif record.kind == "engine" and payload_as(record, Engine).engine > ENGINE_VERSION:
             return f"this release holds engines up to {ENGINE_VERSION}"
     except (msgspec.MsgspecError, RulesRefused) as error:

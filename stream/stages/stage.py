@@ -23,6 +23,14 @@ class Record(NamedTuple):
     headers: Sequence[tuple[str, bytes | None]] = ()
 
 
+class Journal(NamedTuple):
+    """The identity of what a partition reads: its topic's name, its topic's id (16 bytes), its partition."""
+
+    topic: str
+    topic_id: bytes
+    partition: int
+
+
 class Step(NamedTuple):
     """One item of the journal: `offset` of its block, `place` in it, `at_ms` of the broker when the block arrived.
 

@@ -6,6 +6,7 @@ one stage; checkpoints of all partitions go together, about once a second.
 
 import asyncio
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,23 +16,32 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from stream.broker.topic_admin import describe_topics, id_bytes
 from stream.errors import ConfigurationError, OperatorError, StateError
-from stream.replay.local import FOREIGN, GATHERING, STAGE_TOPICS, Partitions, build_stage
 from stream.runner.errors import StepFailed, Unreadable
-from stream.runner.partition import Journal, Reseek, no_crash, suppress_below
+from stream.runner.partition import Reseek, no_crash, suppress_below
 from stream.settings import Settings
 from stream.stages.account import TERMINAL_JOURNAL
 from stream.stages.answers import DEAD_LETTERS, DECISIONS, DETAILS
 from stream.stages.control import CONTROL
 from stream.stages.intake import ACCOUNT_JOURNAL
-from stream.stages.stage import Stage
+from stream.stages.stage import Journal, Stage
 from stream.stages.state import State
 from stream.stages.terminal import EXAMPLES, TerminalStage
+from stream.stages.wiring import FOREIGN, GATHERING, Partitions, build_stage
+from stream.version import ENGINE_VERSION
 from stream.worker.control_log import ControlLog
 from stream.worker.fetch import TP, FetchError, FetchSettings, Round
 from stream.worker.host import Host, Status
 from stream.worker.membership import CommitFenced, MembershipSettings, create_app, run
 from stream.worker.producer import WorkerProducer
-from stream.worker.snapshots import SnapshotUnavailable, latest, restore, upload
+from stream.worker.snapshots import (
+    SnapshotError,
+    SnapshotUnavailable,
+    latest,
+    restore,
+    take_checkpoint,
+    thin,
+    upload_directory,
+)
 from stream.worker.store import StoreError, StoreFull, StoreMemory, instance_lock
 from topics.journal import tick_block
 
@@ -211,16 +221,17 @@ class Worker:
         if url is None:
             return
         try:
-            manifest = await asyncio.to_thread(latest, url, host.tp.topic, host.tp.partition)
+            topic_id = host.journal.topic_id.hex()
+            manifest = await asyncio.to_thread(latest, url, host.tp.topic, host.tp.partition, topic_id=topic_id)
         except SnapshotUnavailable as error:
             log.error("%s[%d]: snapshots unavailable, local state is used: %s", *host.tp, error)
             return
-        if manifest is None or manifest.topic_id != host.journal.topic_id:
+        if manifest is None:
             return
         host.snapshot_offset = manifest.offset
         if local is None or manifest.offset > local:
             log.info("%s[%d]: restoring the snapshot at offset %d", *host.tp, manifest.offset)
-            await asyncio.to_thread(host.replace_store, lambda path: restore(manifest, path))
+            await asyncio.to_thread(host.replace_store, lambda path: restore(url, manifest, path))
 
     async def _start(self, tp: TP, host: Host) -> None:
         committed = (await self.membership.committed([tp])).get(tp)
@@ -388,7 +399,9 @@ class Worker:
         if store is None:
             return None
         self._crash("checkpoint.before_write")
-        await asyncio.to_thread(store.write_changes, checkpoint.changes, sync=False)
+        async with host.writing:
+            await asyncio.to_thread(store.write_changes, checkpoint.changes, sync=False)
+            host.written_offset = checkpoint.next_offset
         runner.wrote(checkpoint)
         host.checkpoint = None
         self._crash("checkpoint.after_write")
@@ -425,20 +438,40 @@ class Worker:
         while True:
             await asyncio.sleep(self.settings.snapshot_every_s)
             for host in list(self.hosts.values()):
-                if host.status is not Status.RUNNING or host.committed_offset <= host.snapshot_offset:
+                if host.status is not Status.RUNNING or host.written_offset <= host.snapshot_offset:
                     continue
                 try:
                     await self._snapshot(host, url)
                     self.snapshot_failing = ""
-                except SnapshotUnavailable as error:
+                except (SnapshotError, StoreError) as error:
                     log.error("no snapshot of %s[%d]: %s", *host.tp, error)
                     self.snapshot_failing = str(error)
 
     async def _snapshot(self, host: Host, url: str) -> None:
+        """A frozen copy is taken between two writes; it is uploaded beside the work."""
         store = host.store
         if store is None:
             return
-        host.snapshot_offset = await asyncio.to_thread(upload, store, url, host.journal, int(time.time() * 1000))
+        async with host.writing:
+            offset = host.written_offset
+            taken = await asyncio.to_thread(take_checkpoint, store)
+        try:
+            await asyncio.to_thread(
+                upload_directory,
+                taken,
+                url,
+                stage=host.tp.topic,
+                partition=host.tp.partition,
+                offset=offset,
+                topic_id=host.journal.topic_id.hex(),
+                engine=str(ENGINE_VERSION),
+                now_ms=int(time.time() * 1000),
+                digests=store.digests,
+            )
+        finally:
+            await asyncio.to_thread(shutil.rmtree, taken, ignore_errors=True)
+        host.snapshot_offset = offset
+        await asyncio.to_thread(thin, url, host.tp.topic, host.tp.partition, now_ms=int(time.time() * 1000))
 
     # ---- tasks ----
 

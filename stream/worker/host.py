@@ -5,6 +5,7 @@ opening ──► running ──► closed            stopped: `apply` failed; w
    └─ failed ──┴──► careful (from the checkpoint, a record at a time, to name the record) ──► stopped
 """
 
+import asyncio
 import enum
 import logging
 import shutil
@@ -13,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stream.runner.errors import StepFailed, Unreadable
-from stream.runner.partition import META_KEY, Checkpoint, Journal, PartitionRunner, Reseek, Send, read_meta
+from stream.runner.partition import META_KEY, Checkpoint, PartitionRunner, Reseek, Send, read_meta
 from stream.stages.keys import TABLE_PENDING
-from stream.stages.stage import Record, Stage
+from stream.stages.stage import Journal, Record, Stage
 from stream.stages.state import State
 from stream.worker.fetch import TP
 from stream.worker.store import RocksStore, StoreCorrupt, StoreMemory, set_aside
@@ -55,6 +56,8 @@ class Host:
         self.runner: PartitionRunner | None = None
         self.store: RocksStore | None = None
         self.checkpoint: Checkpoint | None = None
+        self.writing = asyncio.Lock()
+        self.written_offset = -1
         self.committed_offset = -1
         self.snapshot_offset = -1
         self.applied_at_s = time.monotonic()
@@ -108,7 +111,8 @@ class Host:
             crash=self._crash,
         )
         self.runner.epoch = self.epoch
-        self.restored_offset = self.runner.next_offset
+        self.restored_offset = self.written_offset = self.runner.next_offset
+        self.checkpointed_steps = 0
         return self.runner
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from confluent_kafka import KafkaError, Message, Producer
 
@@ -19,7 +19,7 @@ Delivered = Callable[[KafkaError | None, Message], None]
 
 
 class DeliveryFailed(FraudstreamError):
-    """The broker refused a record for good. Operator: see the cause; the process ends and starts from its checkpoint."""
+    """The broker refused a record for good. Operator: see the cause; the process ends without a checkpoint."""
 
 
 def producer_options(client: Mapping[str, Any], linger_ms: float) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class WorkerProducer:
                         value=send.value,
                         key=send.key,
                         partition=send.partition,
-                        headers=send.headers or None,
+                        headers=cast(list[tuple[str, str | bytes | None]], send.headers) or None,
                         on_delivery=delivered,
                     )
                     break

@@ -1,0 +1,1 @@
+"""Fraudstream: streaming fraud detection whose decisions are a deterministic function of the log."""

@@ -1,0 +1,1 @@
+"""The command `fraud`: one thin file a command group."""

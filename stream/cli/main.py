@@ -1,0 +1,26 @@
+"""The command `fraud`: wires the command groups together, and does nothing else."""
+
+import typer
+
+from stream.cli import broker, operate, publish, simulate, topics, worker
+
+app = typer.Typer(
+    name="fraud",
+    help="Streaming fraud detection whose decisions are a deterministic function of the log.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(broker.app)
+app.add_typer(topics.app)
+app.command("init", epilog="Example: fraud init --from earliest")(operate.init)
+app.command("worker", epilog="Example: fraud worker --state-dir state/a --metrics-port 9464")(worker.command)
+app.command("publish", epilog=publish.EPILOG)(publish.command)
+app.command("simulate", epilog="Example: fraud simulate --seed 1 --days 30 --out data")(simulate.command)
+app.command("mode", epilog='Example: fraud mode enforce --by ana --why "two weeks in the shadow were fine"')(
+    operate.mode
+)
+app.command("skip", epilog='Example: fraud skip terminal-journal 2 4711 --by ana --why "issue 12"')(operate.skip_record)
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,1 @@
+"""The same stages and the same runner over a log that is not live."""

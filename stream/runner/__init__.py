@@ -1,0 +1,1 @@
+"""One partition without I/O: origins, chain, epochs, checkpoints."""

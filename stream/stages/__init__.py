@@ -1,0 +1,1 @@
+"""Deterministic machines over journals: apply(items) -> outputs. Pure."""

@@ -1,0 +1,1 @@
+"""All the I/O of the live way: Faust, fetching, RocksDB, snapshots, producing."""
