@@ -7,8 +7,8 @@
 While the loop is busy records gather, so rounds grow with load and one wake-up serves many partitions. Positions are
 ours alone: the consumer is only ever `assign`ed, joins no group, commits nothing and resets nothing.
 
-Every fetched list carries the epoch of its `start`; records of an earlier epoch of the same partition may still come
-out of a round that was already taken, so whoever receives them must compare epochs.
+Every fetched list carries the epoch of its `start`. Once `start` or `stop` has returned, no older epoch is *taken* any
+more; but a round that was taken before may still be under way, so whoever works on it must compare epochs.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -30,6 +30,8 @@ POLL_S = 0.1  # how long `start`, `stop` and `pause` may wait for the thread whe
 BLOCKED_S = 0.05  # how often a thread that waits for room looks for commands
 CONSUME_MAX = 2_000  # records in one call; a call never waits for them
 LOG_EVERY_S = 5.0
+UNKNOWN_TOPIC_MS = 10_000  # a topic may just have been made; after so long it is not there
+_new = tuple.__new__
 
 # What a partition cannot recover from by waiting. Everything else librdkafka retries by itself.
 _LASTING = frozenset(
@@ -146,6 +148,7 @@ class Fetcher:
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._commands: deque[tuple[str, TP, int, int]] = deque()
+        self._muted: Counter[TP] = Counter()  # starts and stops that the thread has not obeyed yet
         self._pending: dict[str, _Pending] = {}
         self._held_records = 0
         self._held_bytes = 0
@@ -263,6 +266,7 @@ class Fetcher:
         with self._room:
             self._commands.append((what, TP(*tp), offset, epoch))
             if what in ("start", "stop"):
+                self._muted[TP(*tp)] += 1
                 self._drop_pending(TP(*tp))
             self._room.notify_all()
 
@@ -312,8 +316,9 @@ class Fetcher:
                     del self._epochs[tp]
                     self._ends.pop(tp, None)
                 with self._lock:
-                    # Between the command and this moment the old epoch may have arrived once more.
-                    self._drop_pending(tp)
+                    self._muted[tp] -= 1
+                    if not self._muted[tp]:
+                        del self._muted[tp]
                 self._paused.discard(tp)
                 if what == "start":
                     self._epochs[tp] = epoch
@@ -366,8 +371,8 @@ class Fetcher:
         with self._lock:
             for tp, records in fresh.items():
                 epoch = self._epochs.get(tp)
-                if epoch is None:
-                    continue  # stopped while these were under way
+                if epoch is None or tp in self._muted:
+                    continue  # stopped, or started again, while these were under way
                 value_bytes = _value_bytes(records)
                 pending = self._pending.setdefault(self._stages[tp], _Pending())
                 before = pending.parts.get(tp)
@@ -440,6 +445,7 @@ def librdkafka_options(settings: FetchSettings) -> dict[str, str | int | bool]:
         "fetch.queue.backoff.ms": 5,
         "queued.min.messages": settings.queued_records_min,
         "queued.max.messages.kbytes": settings.queued_kbytes_max,
+        "topic.metadata.propagation.max.ms": UNKNOWN_TOPIC_MS,
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 2_000,
         "socket.nagle.disable": True,
@@ -456,8 +462,8 @@ def _cause(code: int) -> Literal["offset_out_of_range", "unknown_topic", "not_au
 def _record(message: Message) -> Record:
     offset = message.offset()
     assert offset is not None
-    headers = cast("list[tuple[str, bytes | None]] | None", message.headers())  # a fetched record's are always a list
-    return Record(offset, message.timestamp()[1], message.key(), message.value(), headers or ())
+    # A fetched record's headers are always a list. `tuple.__new__` takes half of the time of `Record(...)`.
+    return _new(Record, (offset, message.timestamp()[1], message.key(), message.value(), message.headers() or ()))
 
 
 def _value_bytes(records: Iterable[Record]) -> int:

@@ -20,13 +20,13 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn, cast
 
 import aiokafka
 import faust
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.errors import IllegalGenerationError, KafkaError, RebalanceInProgressError, UnknownMemberIdError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.app.base import BootStrategy
 from faust.auth import GSSAPICredentials, SASLCredentials, SSLCredentials
@@ -41,11 +41,14 @@ from stream.worker.fetch import TP, Fetcher, FetchError, FetchSettings, Round
 
 log = logging.getLogger(__name__)
 
+COMMIT_HELD_S = 5.0  # for a commit that meets transient errors while the group waits for us
+COMMIT_AGAIN_S = 0.1
 LEAVE_S = 4.0  # for the group's coordinator to take our leave, before the session timeout does it
 ALIVE_EVERY_S = 1.0
 EXIT_FAILED = 1
 EXIT_STUCK = 70  # the shutdown itself hung
 NO_GENERATION = -1
+FENCING = (UnknownMemberIdError, IllegalGenerationError, RebalanceInProgressError)
 
 Owned = frozenset[TP]
 Callback = Callable[[set[TP]], Awaitable[None]]
@@ -72,7 +75,7 @@ class MembershipSettings:
     client_id: str = "fraudstream"
     security: Mapping[str, str] = field(default_factory=dict[str, str])  # librdkafka's own option names
     session_timeout_s: float = 10.0
-    heartbeat_s: float = 3.0
+    heartbeat_s: float = 1.0  # also how soon a member learns that the group is changing
     rebalance_s: float = 30.0
     stalled_s: float = 60.0
     shutdown_s: float = 10.0
@@ -117,13 +120,15 @@ class Membership:
         }
         self._handled: set[str] = set()
         self._owned: set[TP] = set()
+        self._highest: dict[TP, int] = {}  # committed by us, of what we own
         self._ticket: tuple[str, int] | None = None  # member id and generation under which `_owned` is held
         self._joining = False
         self._held = False
+        self._committing: asyncio.Lock | None = None
         self._busy: dict[str, Round] = {}
         self._idle: asyncio.Event | None = None
         self._turn: asyncio.Lock | None = None
-        self._changes: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._left = False
         self._fetcher: Fetcher | None = None
         self.failure: BaseException | None = None
@@ -146,6 +151,24 @@ class Membership:
         """The group's generation under which `owned` is held; -1 if none."""
         return self._ticket[1] if self._ticket is not None else NO_GENERATION
 
+    @property
+    def settled(self) -> bool:
+        """False while the group is changing: no round comes, and after `on_hold` no commit is taken."""
+        return self._ticket is not None and not self._held
+
+    def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+        """A task of the worker: cancelled when it leaves; if it raises, the process ends with exit code 1."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.fail(error)
+
     def rounds(self, stage: str) -> Any:
         """The Faust channel on which the rounds of `stage` arrive, one at a time.
 
@@ -163,7 +186,8 @@ class Membership:
         self._handled.add(stage)
 
         def register(handler: Handler) -> Handler:
-            async def work(stream: AsyncIterator[Round]) -> None:
+            async def work(stream: Any) -> None:  # Faust's StreamT is iterable, but its stub has no __anext__
+                arrived: Round
                 async for arrived in stream:
                     try:
                         await handler(arrived)
@@ -203,17 +227,23 @@ class Membership:
         """Commits next offset and metadata per partition, all in one request, under our generation.
 
         Raises `CommitFenced` if the group would not take it from us, now or any more. Transient errors are retried
-        for as long as we are a member. Returns when the coordinator has it.
+        for as long as we are a member. Returns when the coordinator has it. A partition's offset never goes back:
+        of two commits that cross, the older says nothing.
         """
         if not offsets:
             return
-        foreign = [tp for tp in offsets if tp not in self._owned]
-        ticket = self._ticket
-        if foreign or ticket is None:
-            raise CommitFenced(f"not ours: {foreign or list(offsets)}")
-        if self._joining:
-            raise CommitFenced("the group is changing, and this member has given its partitions back")
-        await self._consumer.commit_as(ticket, offsets)
+        assert self._committing is not None
+        async with self._committing:
+            ticket = self._ticket
+            foreign = [tp for tp in offsets if tp not in self._owned]
+            if foreign or ticket is None:
+                raise CommitFenced(f"not ours: {foreign or list(offsets)}")
+            if self._joining:
+                raise CommitFenced("the group is changing, and this member has said that it is done")
+            ahead = {tp: at for tp, at in offsets.items() if at[0] >= self._highest.get(tp, 0)}
+            if ahead:
+                await self._consumer.commit_as(ticket, ahead)
+                self._highest.update((tp, at[0]) for tp, at in ahead.items())
 
     async def committed(self, tps: Iterable[TP]) -> dict[TP, tuple[int, str] | None]:
         """What the group has committed per partition: next offset and metadata; None where nothing is."""
@@ -229,6 +259,7 @@ class Membership:
         """On the event loop, before the first join."""
         self._idle = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._committing = asyncio.Lock()
         self._fetcher = Fetcher(
             self._fetch_settings,
             stage_of=self._stages.__getitem__,
@@ -240,28 +271,30 @@ class Membership:
 
     async def start_user(self) -> None:
         """The caller's own preparations, when agents run and before the first join."""
-        missing = set(self._channels) - self._handled
-        for stage in missing:
-            log.warning("stage %s has no agent by `Membership.agent`", stage)
+        for stage, channel in self._channels.items():
+            if channel.subscriber_count != 1:
+                raise ConfigurationError(f"stage {stage} has {channel.subscriber_count} agents, and needs one")
         if self._on_loop is not None:
             await self._on_loop()
 
     async def hold(self) -> None:
         """The group is about to change. Returns when nothing of ours is under way."""
         assert self._turn is not None
+        assert self._committing is not None
         async with self._turn:
             if self._left:
                 return
             await self._quiesce()
             if self._owned and self._on_hold is not None:
                 await self._guarded(self._on_hold, set(self._owned))
-            self._joining = True
+            # A commit that reached the broker after our join would be of an old generation, and aiokafka would
+            # throw the membership away.
+            async with self._committing:
+                self._joining = True
 
     def assigned(self, tps: set[TP], member_id: str, generation: int) -> None:
         """The group has spoken. Heartbeats begin only after this returns, so the callbacks run in a task."""
-        task = asyncio.get_running_loop().create_task(self._change(tps, (member_id, generation)))
-        self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
+        self.spawn(self._change(tps, (member_id, generation)), name=f"generation-{generation}")
 
     async def _change(self, tps: set[TP], ticket: tuple[str, int]) -> None:
         assert self._turn is not None
@@ -286,7 +319,9 @@ class Membership:
 
     async def leave(self) -> None:
         """SIGTERM: running rounds finish, then `on_hold` and `on_revoked` for all; the consumer leaves after that."""
-        assert self._turn is not None
+        if self._turn is None:
+            return  # the start failed
+        self._consumer.hurry()
         async with self._turn:
             if self._left:
                 return
@@ -297,6 +332,8 @@ class Membership:
                 if self._owned:
                     await self._revoke(set(self._owned))
             self._left = True
+        for task in list(self._tasks):
+            task.cancel()
         if self._fetcher is not None:
             await asyncio.to_thread(self._fetcher.close)
 
@@ -305,6 +342,8 @@ class Membership:
             self.fetcher.stop(tp)
         await self._guarded(self._on_revoked, set(lost))
         self._owned -= lost
+        for tp in lost:
+            self._highest.pop(tp, None)
 
     async def _guarded(self, callback: Callback, tps: set[TP]) -> None:
         try:
@@ -338,19 +377,18 @@ class Membership:
         if arrived is None:
             return
         self._busy[stage] = arrived
-        channel = self._channels[stage]
-        subscribers = list(channel._subscribers)
-        if len(subscribers) != 1:
-            self.fail(ConfigurationError(f"stage {stage} has {len(subscribers)} agents, and needs one"))
-            return
-        # Not `channel.send`: that makes a message, an event and a future of each value.
-        subscribers[0].queue.put_nowait(arrived)
+        # Not `channel.send`, which makes a message, an event and a future of each value.
+        for subscriber in self._channels[stage]._subscribers:
+            subscriber.queue.put_nowait(arrived)
 
     def _fetching_failed(self, error: FetchError) -> None:
-        if error.tp is not None and self._on_fetch_error is not None:
-            self._on_fetch_error(error)
-        else:
+        if error.tp is None or self._on_fetch_error is None:
             self.fail(FraudstreamError(f"fetching: {error.cause} at {error.tp}: {error.text}"))
+            return
+        try:
+            self._on_fetch_error(error)
+        except Exception as wrong:
+            self.fail(wrong)
 
 
 def create_app(
@@ -440,24 +478,29 @@ class _GroupMember(aiokafka.AIOKafkaConsumer):
         await self._fetcher.close()
         self._fetcher = _NoFetcher()
 
+    @property
+    def group(self) -> Any:
+        """aiokafka's coordinator, whose members are untyped and its own; pinned by test_aiokafka_is_as_expected."""
+        return self._coordinator
+
     def alive(self) -> None:
         """The event loop runs. aiokafka leaves the group when it does not hear this for `max_poll_interval_ms`."""
-        self._subscription._last_fetch_ended = time.monotonic()
+        subscription: Any = self._subscription
+        subscription._last_fetch_ended = time.monotonic()
 
     def broken(self) -> BaseException | None:
         """What ended the coordination. aiokafka keeps such an error until somebody fetches, and nobody does here."""
-        coordinator = self._coordinator
-        if coordinator is None:
+        if self.group is None or self._closed:
             return None
-        task = coordinator._coordination_task
-        if task.done() and not task.cancelled() and not self._closed:
+        task: asyncio.Task[None] = self.group._coordination_task
+        if task.done() and not task.cancelled():
             return task.exception() or FraudstreamError("the group's coordination ended")
-        return coordinator._pending_exception
+        return self.group._pending_exception
 
     @property
     def ticket(self) -> tuple[str, int]:
-        coordinator = self._coordinator
-        return (coordinator.member_id, coordinator.generation)
+        """Who we are to the group at this moment: member id and generation."""
+        return (self.group.member_id, self.group.generation)
 
 
 class _ConsumerThread(driver.AIOKafkaConsumerThread):
@@ -465,6 +508,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
 
     membership: Membership
     stopping = False
+    hurried = False  # somebody waits for our commits to end
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         conf = self.app.conf
@@ -473,7 +517,10 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         return _GroupMember(
             client_id=conf.broker_client_id,
             group_id=conf.id,
-            bootstrap_servers=driver.server_list(transport.url, transport.default_port),
+            # A list is documented; the default value, a string, is what the stub was made from.
+            bootstrap_servers=driver.server_list(  # pyright: ignore[reportArgumentType]
+                transport.url, transport.default_port
+            ),
             partition_assignment_strategy=[self._assignor],
             enable_auto_commit=False,
             auto_offset_reset="none",
@@ -488,14 +535,22 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
 
     @property
     def member(self) -> _GroupMember:
+        """Raises Faust's `ConsumerNotStarted` before the start."""
         return cast(_GroupMember, self._ensure_consumer())
+
+    @property
+    def joined(self) -> _GroupMember | None:
+        """None before the start and after the end."""
+        return cast(_GroupMember | None, self._consumer)
 
     async def on_partitions_revoked(self, revoked: set[Any]) -> None:
         if not self.stopping:
+            self.hurried = True
             await self.consumer.threadsafe_partitions_revoked(self.thread_loop, revoked)
 
     async def on_partitions_assigned(self, assigned: set[Any], generation_id: int = 0) -> None:
         if not self.stopping:
+            self.hurried = False
             member_id, generation = self.member.ticket
             tps = {TP(tp.topic, tp.partition) for tp in assigned}
             self.parent_loop.call_soon_threadsafe(self.membership.assigned, tps, member_id, generation)
@@ -510,38 +565,39 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
             await asyncio.wait_for(consumer.stop(), LEAVE_S)
         except (TimeoutError, asyncio.CancelledError):
             # A join that waits for others would hold us for as long as they take.
-            await asyncio.wait_for(consumer._coordinator._maybe_leave_group(), 1.0)
+            await asyncio.wait_for(cast(_GroupMember, consumer).group._maybe_leave_group(), 1.0)
         finally:
             await super().on_thread_stop()
 
     async def commit_as(self, ticket: tuple[str, int], offsets: Mapping[TP, tuple[int, str]]) -> None:
         """Runs in the thread. Sends the commit as `ticket` says we are, or not at all."""
-        member = self.member
-        if member.ticket != ticket:
-            raise CommitFenced(f"was member {ticket}, is {member.ticket}")
         wanted = {TopicPartition(*tp): OffsetAndMetadata(offset, text) for tp, (offset, text) in offsets.items()}
-        coordinator = member._coordinator
+        group = self.member.group
+        since_s = time.monotonic()
         while True:
             try:
-                # One attempt at a time: between two, the coordinator may have become another generation's.
-                await coordinator.ensure_coordinator_known()
-                if member.ticket != ticket:
-                    raise CommitFenced(f"was member {ticket}, is {member.ticket}")
-                async with coordinator._commit_lock:
-                    await coordinator._do_commit_offsets(None, wanted)
+                await group.ensure_coordinator_known()
+                async with group._commit_lock:
+                    # aiokafka writes who it is *now* into the request, at once after this check. Without a generation
+                    # the broker would even take it, if the group happens to be empty.
+                    if self.member.ticket != ticket:
+                        raise CommitFenced(f"was member {ticket}, is {self.member.ticket}")
+                    await group._do_commit_offsets(None, wanted)
             except KafkaError as error:
-                if _fences(error):
+                if isinstance(error, FENCING):
                     raise CommitFenced(f"{type(error).__name__} as member {ticket}: {error}") from error
-                if not error.retriable or self.stopping:
+                if not error.retriable:
                     raise
+                if self.hurried and time.monotonic() - since_s > COMMIT_HELD_S:
+                    raise CommitFenced(f"no coordinator took it in time: {type(error).__name__}") from error
                 log.warning("commit is tried again after %s", type(error).__name__)
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(COMMIT_AGAIN_S)
             else:
                 return
 
     async def fetch_committed(self, tps: list[TP]) -> dict[TP, tuple[int, str] | None]:
         """Runs in the thread."""
-        found = await self.member._coordinator.fetch_committed_offsets([TopicPartition(*tp) for tp in tps])
+        found = await self.member.group.fetch_committed_offsets([TopicPartition(*tp) for tp in tps])
         answer: dict[TP, tuple[int, str] | None] = {}
         for tp in tps:
             at = found.get(TopicPartition(*tp))
@@ -572,6 +628,10 @@ class _Consumer(driver.Consumer):
     async def fetch_committed(self, tps: list[TP]) -> dict[TP, tuple[int, str] | None]:
         return await self._thread.call_thread(self._member_thread.fetch_committed, tps)
 
+    def hurry(self) -> None:
+        """From now on a commit gives up on transient errors after `COMMIT_HELD_S`."""
+        self._member_thread.hurried = True
+
     async def on_stop(self) -> None:
         self._member_thread.stopping = True
 
@@ -590,7 +650,7 @@ class _Consumer(driver.Consumer):
         """In its place: tells aiokafka that our loop runs."""
         while not self.should_stop:
             await self.sleep(ALIVE_EVERY_S)
-            consumer = cast(_GroupMember | None, self._member_thread._consumer)
+            consumer = self._member_thread.joined
             if consumer is None:
                 continue
             consumer.alive()
@@ -715,19 +775,6 @@ def _end_after(seconds: float, code: int) -> None:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
-
-
-def _fences(error: KafkaError) -> bool:
-    from aiokafka import errors
-
-    return isinstance(
-        error,
-        CommitFailedError
-        | IllegalStateError
-        | errors.UnknownMemberIdError
-        | errors.IllegalGenerationError
-        | errors.RebalanceInProgressError,
-    )
 
 
 # ---- credentials

@@ -168,8 +168,8 @@ class Kit:
 
 
 @pytest.fixture
-def kit(bootstrap: str, tmp_path: Path) -> Iterator[Kit]:
-    kit = Kit(bootstrap, tmp_path)
+def kit(kafka: Any, tmp_path: Path) -> Iterator[Kit]:
+    kit = Kit(kafka.bootstrap, tmp_path)
     yield kit
     for toy in kit.toys:
         toy.close()
@@ -227,14 +227,16 @@ def test_a_second_worker_takes_its_share_and_gives_it_back_and_the_rest_stays_op
     assert in_partitions(kit, kept["owned"]) == {0, 1, 2, 3} - taken
     assert not in_partitions(kit, kept["added"])
     time.sleep(1)
+    place = len(first.events)
     second.send(signal.SIGTERM)
     assert second.ended(within_s=10.0) == 0
-    back = first.expect("assigned", lambda event: in_partitions(kit, event["owned"]) == {0, 1, 2, 3}, since=3)
+    back = first.expect("assigned", lambda event: in_partitions(kit, event["owned"]) == {0, 1, 2, 3}, since=place)
     assert in_partitions(kit, back["added"]) == taken
     sent = flow.stop()
     kit.await_committed(sent)
     # Each change waited for the running rounds and their commit, so nothing was copied twice.
     assert_each_once(kit, sent)
+    assert not [event for toy in kit.toys for event in toy.events if event["event"] == "fenced"]
 
 
 def test_a_killed_worker_is_replaced_after_the_session_timeout(kit: Kit) -> None:

@@ -61,8 +61,8 @@ class Toy:
             self.membership.agent(f"copy-{topic}")(self.copy)
 
     async def start(self) -> None:
-        asyncio.get_running_loop().create_task(self.checkpoints())
-        asyncio.get_running_loop().create_task(self.report())
+        self.membership.spawn(self.checkpoints(), name="checkpoints")
+        self.membership.spawn(self.report(), name="report")
 
     async def assigned(self, added: set[TP]) -> None:
         found = await self.membership.committed(added)
@@ -132,10 +132,8 @@ class Toy:
     async def checkpoints(self) -> None:
         while True:
             await asyncio.sleep(self.args.checkpoint_s)
-            try:
+            if self.membership.settled:
                 await self.commit()
-            except Exception as error:
-                self.membership.fail(error)
 
     async def report(self) -> None:
         before = time.perf_counter(), cpu_s(), 0, 0
