@@ -86,7 +86,7 @@ class SketchState(msgspec.Struct, frozen=True, array_like=True):
 class Sketch:
     """Quantiles of each feature over the unlabelled rows that it was given. Bounded: 6 kB a feature.
 
-    Rank error at quantile q is about 1 % of the mass above q, so the 99.95 % cut is as good as the median.
+    The rank error at quantile q stays below a tenth of the mass above q: the 99.95 % cut is as good as the median.
     """
 
     def __init__(self, features: int, *, seed: int = 1) -> None:
