@@ -7,7 +7,7 @@ from typing import Any, Literal
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from msgspec import Struct
 
-from stream.broker.topic_admin import Created, create_topics, describe_topics, id_bytes
+from stream.broker.topic_admin import Created, await_leaders, create_topics, describe_topics, id_bytes
 from stream.errors import ConfigurationError, OperatorError
 from stream.rules.policy import Policy
 from stream.settings import Settings
@@ -78,6 +78,7 @@ def initialise(
         raise ConfigurationError("; ".join(found))
     wanted = list(catalogue(settings.prefix, partitions).values())
     made: Created = create_topics(settings.client(), wanted, replication=replication)
+    await_leaders(settings.client(), [topic.name for topic in wanted])
     control = ControlLog(settings.client(), settings.prefix + "control", on_skip=lambda *_: None)
     try:
         control.read_to_end()

@@ -2,7 +2,7 @@
 
 import typer
 
-from stream.cli import broker, operate, publish, simulate, topics, worker
+from stream.cli import broker, operate, publish, reconcile, simulate, topics, worker
 
 app = typer.Typer(
     name="fraud",
@@ -16,6 +16,7 @@ app.command("init", epilog="Example: fraud init --from earliest")(operate.init)
 app.command("worker", epilog="Example: fraud worker --state-dir state/a --metrics-port 9464")(worker.command)
 app.command("publish", epilog=publish.EPILOG)(publish.command)
 app.command("simulate", epilog="Example: fraud simulate --seed 1 --days 30 --out data")(simulate.command)
+app.command("reconcile", epilog=reconcile.EPILOG)(reconcile.command)
 app.command("mode", epilog='Example: fraud mode enforce --by ana --why "two weeks in the shadow were fine"')(
     operate.mode
 )

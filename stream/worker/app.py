@@ -28,6 +28,7 @@ from stream.stages.state import State
 from stream.stages.terminal import EXAMPLES, TerminalStage
 from stream.stages.wiring import FOREIGN, GATHERING, Partitions, build_stage
 from stream.version import ENGINE_VERSION
+from stream.windows.entity import EntityWindows
 from stream.worker.control_log import ControlLog
 from stream.worker.fetch import TP, FetchError, FetchSettings, Round
 from stream.worker.host import Host, Status
@@ -103,6 +104,7 @@ class Worker:
         self.snapshot_failing = ""
         self.started_s = time.time()
         self._crash = crash
+        EntityWindows()  # compiles or loads the kernels, here and not in the threads that open partitions
         self._memory = StoreMemory(cache_bytes=settings.block_cache_bytes)
         client = settings.client()
         self._query = Consumer({**client, "group.id": f"{settings.group}-query", "enable.auto.commit": False})
