@@ -44,13 +44,17 @@ class History:
     outliers_in_a_row: int = 0
 
 
-def habit(amounts: list[int]) -> tuple[Fraction, Fraction]:
+def moments(amounts: list[int]) -> tuple[Fraction, Fraction]:
+    """Mean and variance, exact."""
+    n, total = len(amounts), sum(amounts)
+    return Fraction(total, n), Fraction(n * sum(a * a for a in amounts) - total * total, n * n)
+
+
+def habit(amounts: list[int]) -> tuple[float, float]:
     """Mean and variance: plain over the first 128 amounts, then each new one weighs 1/128."""
-    head = amounts[:128]
-    mean = Fraction(sum(head), len(head))
-    variance = sum((a - mean) ** 2 for a in head) / len(head)
+    mean, variance = map(float, moments(amounts[:128]))
     for a in amounts[128:]:
-        variance = Fraction(127, 128) * (variance + (a - mean) ** 2 / 128)
+        variance = 127 / 128 * (variance + (a - mean) ** 2 / 128)
         mean += (a - mean) / 128
     return mean, variance
 
@@ -145,12 +149,10 @@ class Oracle:
                     inside += rows
             known = [r.amount for r in inside if r.amount >= 0]
             f[f"payments_{name}_count"] = len(inside)
-            mean = Fraction(sum(known), len(known)) if known else NAN
+            mean, variance = moments(known) if known else (NAN, NAN)
             f[f"amount_{name}_sum"] = sum(known) if known else NAN
             f[f"amount_{name}_mean"] = float(mean)
-            f[f"amount_{name}_deviation"] = (
-                math.sqrt(sum((a - mean) ** 2 for a in known) / len(known)) if known else NAN
-            )
+            f[f"amount_{name}_deviation"] = math.sqrt(variance)
             f[f"amount_{name}_max"] = max(known) if known else NAN
 
         f["since_last_s"] = (t - earlier[-1].time) / 1000 if earlier else NAN
@@ -168,9 +170,9 @@ class Oracle:
         ratio = z = NAN
         if row.amount >= 0 and h.accepted:
             mean, variance = habit(h.accepted)
-            ratio = row.amount / float(mean)
+            ratio = row.amount / mean
             if len(h.accepted) >= 3:
-                z = float(row.amount - mean) / max(math.sqrt(variance), 0.1 * float(mean))
+                z = (row.amount - mean) / max(math.sqrt(variance), 0.1 * mean)
         f["amount_ratio"], f["amount_z"] = ratio, z
         row.outlier = len(h.accepted) >= 3 and ratio > 2.5
         row.ordinary = not (row.payer_ratio > 2.5 if self.payers else row.outlier)
