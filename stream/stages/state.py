@@ -73,13 +73,14 @@ class MemoryStore:
 class State:
     """Reads and writes of one stage and partition. One writer: the stage's `apply`.
 
-    `scanned`: the table (first byte of its keys) that is often scanned from its low end while new keys come at its
-    high end. Of it the overlays' lowest key is kept, so that such a scan does not look through them in vain.
+    `scanned`: the table (first byte of its keys) that is often scanned from a rising floor while new keys come at its
+    high end. Of it the overlays' lowest key above that floor is kept, so that a scan does not look through them in vain.
     """
 
     def __init__(self, store: Store, scanned: bytes = b"") -> None:
         self._store = store
         self._scanned = scanned[0] if scanned else -1
+        self._floor = b""
         self._live_lowest = self._frozen_lowest = HIGHEST
         self._live: dict[bytes, bytes | None] = {}
         self._ranges: list[tuple[bytes, bytes]] = []
@@ -111,31 +112,33 @@ class State:
 
     def put(self, key: bytes, value: bytes) -> None:
         self._live[key] = value
-        if key[0] == self._scanned and key < self._live_lowest:
+        if key[0] == self._scanned and self._floor <= key < self._live_lowest:
             self._live_lowest = key
 
     def delete(self, key: bytes) -> None:
         self._live[key] = None
-        if key[0] == self._scanned and key < self._live_lowest:
+        if key[0] == self._scanned and self._floor <= key < self._live_lowest:
             self._live_lowest = key
 
     def drop_range(self, low: bytes, high: bytes) -> None:
         """Forget `[low, high)` at the next checkpoint. Only for keys that no later step reads: the stage's own rule
         of expiry must hide them from here on, or a restart between would change what is seen."""
         self._ranges.append((low, high))
-        if low[0] == self._scanned and high <= self._live_lowest:
-            return
         for key in [key for key in self._live if low <= key < high]:
             del self._live[key]
 
     def scan(self, low: bytes, high: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """At most `limit` pairs with low <= key < high, ascending, overlays included."""
         over: dict[bytes, bytes | None] = {}
-        ordered = low[0] == self._scanned
-        for overlay, lowest in ((self._frozen, self._frozen_lowest), (self._live, self._live_lowest)):
-            if ordered and high <= lowest:
-                continue
-            over.update((key, value) for key, value in overlay.items() if low <= key < high)
+        if low[0] != self._scanned:
+            for overlay in (self._frozen, self._live):
+                over.update((key, value) for key, value in overlay.items() if low <= key < high)
+        elif low < self._floor or high > self._frozen_lowest or high > self._live_lowest:
+            self._floor = low
+            self._frozen_lowest = self._lowest(self._frozen)
+            self._live_lowest = self._lowest(self._live)
+            for overlay in (self._frozen, self._live):
+                over.update((key, value) for key, value in overlay.items() if low <= key < high)
         below = self._store.scan(low, high, limit + len(over))
         if not over:
             return below[:limit]
@@ -145,6 +148,10 @@ class State:
             if value is None:
                 merged.pop(key, None)
         return sorted(merged.items())[:limit]
+
+    def _lowest(self, overlay: dict[bytes, bytes | None]) -> bytes:
+        """The lowest key of the scanned table in `overlay` that is not below the floor."""
+        return min((key for key in overlay if key[0] == self._scanned and key >= self._floor), default=HIGHEST)
 
     def freeze(self) -> Changes:
         """Step 1 of a checkpoint: what changed up to now, to be written as one batch; later changes go elsewhere."""
@@ -157,6 +164,7 @@ class State:
     def written(self) -> None:
         """The frozen changes are in the store."""
         self._frozen = {}
+        self._frozen_lowest = HIGHEST
 
     @property
     def changed(self) -> int:
