@@ -2,7 +2,7 @@
 
 import typer
 
-from stream.cli import broker, operate, publish, reconcile, simulate, topics, worker
+from stream.cli import broker, evaluate, operate, publish, reconcile, simulate, topics, worker
 
 app = typer.Typer(
     name="fraud",
@@ -17,6 +17,7 @@ app.command("worker", epilog="Example: fraud worker --state-dir state/a --metric
 app.command("publish", epilog=publish.EPILOG)(publish.command)
 app.command("simulate", epilog="Example: fraud simulate --seed 1 --days 30 --out data")(simulate.command)
 app.command("reconcile", epilog=reconcile.EPILOG)(reconcile.command)
+app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
 app.command("mode", epilog='Example: fraud mode enforce --by ana --why "two weeks in the shadow were fine"')(
     operate.mode
 )

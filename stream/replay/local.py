@@ -68,13 +68,17 @@ class Local:
                 self.stores[at] = store
                 self.runners[at] = build_runner(journal, store, partitions, plain=plain, learner=learner)
 
+    def take(self, topic: str, partition: int) -> None:
+        """Apply all that was appended to one partition, as one round, whatever `batch` is: intake gathers by rounds."""
+        self._apply(topic, partition, self.log.end(topic, partition))
+
     def pump(self) -> None:
         """Apply whatever has been appended, and what that causes, to the end."""
         busy = True
         while busy:
             busy = False
-            for (topic, partition), runner in self.runners.items():
-                while self._step(topic, partition, runner):
+            for topic, partition in self.runners:
+                while self._apply(topic, partition, self.batch):
                     busy = True
 
     def tick(self) -> None:
@@ -86,8 +90,9 @@ class Local:
             if stage.due_left:
                 self.log.append(TERMINAL_JOURNAL, partition, tick_block(self.now_ms), at_ms=self.now_ms)
 
-    def _step(self, topic: str, partition: int, runner: PartitionRunner) -> bool:
-        records = self.log.read(topic, partition, runner.next_offset, self.batch)
+    def _apply(self, topic: str, partition: int, count: int) -> bool:
+        runner = self.runners[topic, partition]
+        records = self.log.read(topic, partition, runner.next_offset, count)
         if not records:
             return False
         sends = runner.step(records)

@@ -1,0 +1,1 @@
+"""Prequential evaluation of a payments file and a labels file, through the stages of the live way."""

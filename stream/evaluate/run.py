@@ -1,0 +1,128 @@
+"""One evaluation from files to figures."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from msgspec import Struct
+
+from stream.dataset import Dataset
+from stream.evaluate import inputs
+from stream.evaluate.answers import AnswerReader, Answers, DecisionsFile
+from stream.evaluate.prequential import Prequential
+from stream.evaluate.scores import Report, Scores, frauds_of
+from stream.evaluate.settings import Evaluation
+from stream.stages.answers import DECISIONS
+from stream.stages.stage import Record
+
+AUTO = "auto"
+
+
+class Files(Struct, frozen=True, kw_only=True):
+    """What to read and write. `limit`: so many payments from the start. `without_source`: whose labels to leave out."""
+
+    payments: Path
+    labels: Path
+    updates: Path | None = None
+    decisions: Path | None = None
+    limit: int | None = None
+    without_source: str | None = None
+
+
+class Evaluated(Struct, frozen=True, kw_only=True):
+    """What came of it. Counts of records; times in ms; `cpu_us_per_payment` includes reading and writing files."""
+
+    payments: int
+    decided: int
+    refused: int
+    refused_by_cause: dict[str, int]
+    repeated: int
+    labels: int
+    updates: int
+    base_currency: str
+    without_rate: int
+    maturity_ms: int
+    examples_fraud: int
+    examples_legitimate: int
+    model_versions: int
+    model_versions_held: int
+    seconds: float
+    cpu_us_per_payment: float
+    report: Report
+
+
+def evaluate(
+    files: Files,
+    settings: Evaluation,
+    *,
+    from_ms: int | None = None,
+    to_ms: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluated:
+    """Answer every payment of the file in order of time. `settings.base_currency` may be "auto".
+
+    `from_ms`, `to_ms`: which payments the figures are about. Raises `DatasetError` naming file, column and row.
+    """
+    begun, cpu_begun = time.perf_counter(), time.process_time()
+    with ExitStack() as stack:
+        payments, labels = _prepared(files, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        dataset = Dataset(payments, labels, files.updates)
+        if settings.base_currency == AUTO:
+            settings = Evaluation(
+                maturity_ms=settings.maturity_ms,
+                base_currency=inputs.most_frequent_currency(payments),
+                tick_ms=settings.tick_ms,
+                clock_ms=settings.clock_ms,
+                batch=settings.batch,
+                plain=settings.plain,
+            )
+        scores = Scores(frauds_of(labels))
+        readers: list[AnswerReader] = [scores]
+        if files.decisions is not None:
+            readers.append(stack.enter_context(DecisionsFile(files.decisions)))
+        answers = Answers(readers)
+
+        def read(topic: str, _partition: int, records: Sequence[Record]) -> None:
+            if topic == DECISIONS:
+                answers.read(records)
+
+        way = Prequential(settings, read=read)
+        for events in dataset.event_batches(clock_every_ms=settings.clock_ms):
+            way.feed(events)
+            progress(way.taken["payment"], dataset.payment_rows)
+        way.finish()
+        seen = inputs.currencies(payments)
+    counts = way.learn.learner.counts
+    paid = way.taken["payment"]
+    return Evaluated(
+        payments=paid,
+        decided=answers.counts["decided"],
+        refused=answers.counts["refused"],
+        refused_by_cause=dict(answers.causes),
+        repeated=answers.counts["repeated"],
+        labels=way.taken["label"],
+        updates=way.taken["update"],
+        base_currency=settings.base_currency,
+        without_rate=sum(seen.values()) - seen[settings.base_currency],
+        maturity_ms=settings.maturity_ms,
+        examples_fraud=counts.frauds,
+        examples_legitimate=counts.legitimate,
+        model_versions=counts.published,
+        model_versions_held=counts.held,
+        seconds=round(time.perf_counter() - begun, 3),
+        cpu_us_per_payment=round((time.process_time() - cpu_begun) / max(1, paid) * 1e6, 2),
+        report=scores.report(from_ms, to_ms),
+    )
+
+
+def _prepared(files: Files, room: Path) -> tuple[Path, Path]:
+    """The files as they are to be evaluated; both are checked first."""
+    payments, labels = files.payments, files.labels
+    Dataset(payments, labels, files.updates)
+    if files.limit is not None:
+        payments = inputs.first_rows(payments, files.limit, room / "payments.parquet")
+    if files.without_source is not None:
+        labels = inputs.without_source(labels, files.without_source, room / "labels.parquet")
+    return payments, labels
