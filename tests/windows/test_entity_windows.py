@@ -233,6 +233,13 @@ def test_a_window_is_open_at_its_start_and_closed_at_its_end():
     assert one(windows, Row(0, START_MS + 10 * MINUTE - 1))["payments_5m_count"] == 3
 
 
+def test_history_is_open_at_its_start():
+    for gap_ms, seen in ((90 * DAY - 1, 1), (90 * DAY, 0)):
+        windows = EntityWindows()
+        one(windows, Row(0, START_MS, other=5))
+        assert one(windows, Row(0, START_MS + gap_ms, other=5))["pair_count"] == seen
+
+
 def test_absence_is_not_zero():
     first = one(EntityWindows(), Row(0, START_MS, amount=-1))
     assert first["payments_30d_count"] == 1
