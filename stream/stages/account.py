@@ -68,7 +68,7 @@ class _Entry(NamedTuple):
 
 _ENTRY = struct.Struct("<16sqqH?")
 _labels = msgspec.msgpack.Decoder(list[Label])
-_orphans = msgspec.msgpack.Decoder(list[tuple[int, bytes]])
+_orphans = msgspec.msgpack.Decoder(list[tuple[int, int, bytes]])  # source, observed_at in ms UTC, JSON as it came
 
 CONTRADICTION_TEXT = "known with other content - at `$.payment_id`"
 
@@ -115,11 +115,11 @@ class _Refused(NamedTuple):
     refusal: Refusal
 
 
-def _parse_word(raw: Raw, limits: Limits) -> Label | Update | Refusal:
-    if raw.source == LABELS:
-        label = parse_label(raw.value, limits)
+def _parse_word(source: int, value: bytes, limits: Limits) -> Label | Update | Refusal:
+    if source == LABELS:
+        label = parse_label(value, limits)
         return label if isinstance(label, Refusal) else label.label
-    update = parse_update(raw.value, limits)
+    update = parse_update(value, limits)
     return update if isinstance(update, Refusal) else update.update
 
 
@@ -187,6 +187,7 @@ class AccountStage:
     def skip(self, steps: Sequence[Step], out: Outbox) -> None:
         for step in steps:
             if isinstance(step.item, Raw) and step.item.source == PAYMENTS:
+                self._count_refusal("", SKIPPED)
                 self._answers.refuse(step, step.item, step.sender, None, SKIPPED, out)
             elif isinstance(step.item, Marker):
                 self.meaning.apply(step.item)
@@ -197,6 +198,16 @@ class AccountStage:
         self.windows.evict(self._slots_max)
         self._globals.watermarks = [(*source, ms) for source, ms in sorted(self._watermarks.items())]
         self._state.put(keys.TABLE_GLOBALS, msgspec.msgpack.encode(self._globals))
+
+    def _count_refusal(self, kind: str, refusal: Refusal) -> None:
+        """In all, and by cause. `kind`: what goes before the counters' names."""
+        self.counts[f"{kind}refused"] += 1
+        self.counts[f"{kind}refused:{refusal.cause}"] += 1
+
+    @property
+    def newest_event_ms(self) -> int:
+        """The highest event time of a payment that has come through this partition; ms UTC, 0: none yet."""
+        return max(self._watermarks.values(), default=0)
 
     @property
     def label_clock_ms(self) -> int:
@@ -323,7 +334,7 @@ class AccountStage:
             elif isinstance(w, _Repeated):
                 self._emit_repeat(w, out)
             else:
-                self.counts["refused"] += 1
+                self._count_refusal("", w.refusal)
                 self._answers.refuse(w.step, w.raw, w.step.sender, w.payment, w.refusal, out)
 
     def _observe(self, firsts: Sequence[_First]) -> list[bytes]:
@@ -402,8 +413,8 @@ class AccountStage:
         """A label or an update: it takes the road of its payment."""
         parsed = self._parse_late_word(raw)
         if isinstance(parsed, Refusal):
-            self.counts["labels_refused" if raw.source == LABELS else "updates_refused"] += 1
             topic = "labels" if raw.source == LABELS else "updates"
+            self._count_refusal(f"{topic}_", parsed)
             self._answers.bury(step, raw, step.sender, topic, parsed, out)
             return
         if isinstance(parsed, Label):
@@ -428,7 +439,7 @@ class AccountStage:
         if raw.oversize is not None:
             message = f"{raw.oversize.length} bytes, at most {limits.payload_bytes_max} - at `$`"
             return Refusal(Cause.PAYLOAD_TOO_LARGE, "$", message)
-        parsed = _parse_word(raw, limits)
+        parsed = _parse_word(raw.source, raw.value, limits)
         if isinstance(parsed, Refusal):
             return parsed
         if parsed.observed_at > raw.at_ms + limits.skew_ms:
@@ -523,9 +534,9 @@ class AccountStage:
         key = keys.TABLE_ORPHAN + pid
         kept = self._state.get(key)
         words = [] if kept is None else _orphans.decode(kept)
-        if len(words) >= LABELS_MAX or any(value == raw.value for _, value in words):
+        if len(words) >= LABELS_MAX or any(value == raw.value for _, _, value in words):
             return
-        words.append((raw.source, raw.value))
+        words.append((raw.source, word.observed_at, raw.value))
         self._state.put(key, msgspec.msgpack.encode(words))
         if kept is None:
             self._globals.orphans += 1
@@ -539,15 +550,14 @@ class AccountStage:
             return
         payment = w.parsed.payment
         entry = _Entry(b"", payment.event_time, w.raw.at_ms, w.partition, False)
+        words = _orphans.decode(kept)
         j = 1
-        words = [
-            self._parse_late_word(Raw(0, 0, source, w.raw.at_ms, value)) for source, value in _orphans.decode(kept)
-        ]
-        for word in words:
+        for source, _, value in words:
+            # Its time was measured when it came, by its own broker's time: the payment's may lie days before that.
+            word = _parse_word(source, value, self.meaning.limits)
             if not isinstance(word, Refusal) and self._send_after(w.step, j, w.pid, entry, word, out):
                 j += 1
-        first = next(word for word in words if not isinstance(word, Refusal))
-        self._drop_orphan(keys.time_key(keys.TABLE_ORPHAN_DUE, first.observed_at, w.pid))
+        self._drop_orphan(keys.time_key(keys.TABLE_ORPHAN_DUE, words[0][1], w.pid))
 
     def _drop_orphan(self, due_key: bytes) -> None:
         self._state.delete(due_key)

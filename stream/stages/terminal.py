@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from stream.errors import InternalError
 from stream.features import ENTITY_FEATURES, ENTITY_INDEX
 from stream.model.sampling import keep_legitimate
+from stream.rules.policy import VERDICTS
 from stream.stages import keys, pending
 from stream.stages.account import TERMINAL_JOURNAL
-from stream.stages.answers import Answerer, delivery_of
+from stream.stages.answers import EXPIRED, SKIPPED, Answerer, delivery_of
 from stream.stages.control import Meaning
 from stream.stages.decide import Decided, Decider
 from stream.stages.observe import observations
@@ -109,6 +110,7 @@ class TerminalStage:
         for step in steps:
             item = step.item
             if isinstance(item, Placed | Repeat):
+                self.counts[f"refused:{SKIPPED.cause}"] += isinstance(item, Repeat) or item.payment.mode != "backfill"
                 self._answers.refuse_skipped(step, item, out)
             elif isinstance(item, Clock):
                 self._advance(item)
@@ -171,6 +173,8 @@ class TerminalStage:
         mode = payment.mode
         self.counts["decided"] += 1
         if mode != "backfill":
+            verdict = VERDICTS[decided.verdict[i]]
+            self.counts[verdict if mode == "live" else f"test:{verdict}"] += 1
             value, details = self.decider.answer(step, item, decided, i)
             self._state.put(keys.time_key(keys.TABLE_ANSWER, item.at_ms, item.pid), value)
             self.answered_at_ms.append(item.at_ms)
@@ -211,14 +215,15 @@ class TerminalStage:
             self._state.drop_range(keys.TABLE_ANSWER, keys.time_key(keys.TABLE_ANSWER, keep_from))
 
     def _repeat(self, step: Step, item: Repeat, out: Outbox) -> None:
-        self.counts["repeated"] += 1
         value = None
         young = item.at_ms - item.first_at_ms <= self.meaning.limits.answer_ttl_ms
         if young and item.first_at_ms >= self._globals.answers_from_ms:
             value = self._state.get(keys.time_key(keys.TABLE_ANSWER, item.first_at_ms, item.pid))
         if value is None:
+            self.counts[f"refused:{EXPIRED.cause}"] += 1
             self._answers.refuse_expired(step, item, out)
         else:
+            self.counts["repeated"] += 1
             self._answers.send(step, delivery_of(item), item.tenant_id, item.account_id, value, repeat=True, out=out)
 
     # ---- labels, updates, clocks, markers ----
