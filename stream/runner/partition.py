@@ -9,7 +9,7 @@ The live worker and the simulator drive this same code. They fetch, produce, wri
 Bounds: one entry per sender partition in `origins`, one per destination partition in `prevs`.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -48,7 +48,14 @@ CRASH_POINTS = (
     "checkpoint.before_commit",
     "checkpoint.after_commit",
     "restore.after_read",
+    "rebalance.before_start",
+    "rebalance.after_leave",
+    "send.between",
+    "ack.before_count",
+    "ack.after_count",
 )
+"""Every place at which a process is ended by the fault suite. `send.between`: some outputs of one step are with the
+producer and others are not, as between two copies of a marker."""
 
 
 class Send(NamedTuple):
@@ -154,10 +161,15 @@ class PartitionRunner:
     def check_log(self, low: int, high: int) -> None:
         """`low`, `high`: the journal's first offset and the one after its last. Raises when the state does not
         stand within it; nothing resets an offset by policy."""
+        self._crash("rebalance.before_start")
         if self.next_offset > high:
             raise StateAheadOfLog(self.journal, self.next_offset, high)
         if self.next_offset < low and self.internal:
             raise StateBehindLog(self.journal, self.next_offset, low)
+
+    def leave(self) -> None:
+        """The group has given the partition to another. What was sent and not yet acknowledged may still arrive."""
+        self._crash("rebalance.after_leave")
 
     # ---- steps ----
 
@@ -242,9 +254,18 @@ class PartitionRunner:
 
     # ---- acknowledgements and checkpoints ----
 
+    def handed(self, sends: Sequence[Send]) -> Iterator[Send]:
+        """The sends of a step, one by one, as a driver hands them to its producer."""
+        for i, send in enumerate(sends):
+            if i:
+                self._crash("send.between")
+            yield send
+
     def acknowledged(self, generation: int, count: int = 1) -> None:
         """`count` sends of `generation` are on the brokers (acks=all)."""
+        self._crash("ack.before_count")
         self._outstanding[generation] -= count
+        self._crash("ack.after_count")
 
     @property
     def unacknowledged(self) -> int:

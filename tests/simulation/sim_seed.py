@@ -1,0 +1,37 @@
+"""One seed: a world, a workload, faults, and the checks after it."""
+
+from collections import Counter
+from random import Random
+from typing import NamedTuple
+
+from sim_checks import check
+from sim_small import small_bounds
+from sim_workload import workload
+from sim_world import World
+
+from stream.stages.wiring import Partitions
+
+PAYMENTS = 120
+
+
+class Ran(NamedTuple):
+    seed: int
+    digest: str
+    fired: Counter[str]
+    happened: Counter[str]
+
+
+def run_seed(seed: int, *, payments: int = PAYMENTS) -> Ran:
+    """Raises what went wrong."""
+    rng = Random(seed)
+    partitions = Partitions(payments=2, account=rng.choice((1, 2, 3)), terminal=rng.choice((1, 2)), decisions=2)
+    with small_bounds():
+        load = workload(rng, payments, partitions.payments)
+        world = World(rng, load, partitions, faults=seed % 8 != 0)
+        world.run()
+        check(world, load.forgetful, Random(seed))
+        models = {record.value for _, record in world.log.of("control") if record.key == b"model"}
+        world.happened["model versions"] += len(models)
+        world.happened["examples"] += world.log.end(("examples", 0))
+        world.happened["decisions"] += len(world.log.of("decisions"))
+        return Ran(seed, world.log.digest(), world.fired, world.happened)

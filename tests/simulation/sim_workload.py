@@ -1,0 +1,194 @@
+"""What the world sends: payments good and bad, labels before and after them, updates, clocks and control records."""
+
+from random import Random
+from typing import Any, NamedTuple
+
+import msgspec
+
+from stream.rules.default import DEFAULT_RULES
+from stream.rules.policy import Policy
+from stream.rules.ruleset import Condition, Rule, RuleSet
+from stream.simulate.bad import ALONE, spoil
+from topics.control import Rates, encode_control
+from topics.limits import Limits
+
+DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
+START_MS = 1_735_689_600_000
+LABEL_KINDS = ("fraud_report", "chargeback", "chargeback", "confirmed_fraud", "confirmed_legit", "dispute_other")
+CODES = (None, "10.4", "4837", "13.1", "zz")
+
+
+class Arrives(NamedTuple):
+    """One record as a producer sends it, at broker time `at_ms`. `partition` -1: the control topic's one."""
+
+    at_ms: int
+    topic: str
+    partition: int
+    value: bytes | None
+    key: bytes | None = None
+
+
+class Workload(NamedTuple):
+    events: list[Arrives]
+    forgetful: bool
+
+
+def _limits(rng: Random, forgetful: bool) -> Limits:
+    maturity = rng.choice((1, 2)) * DAY_MS
+    if forgetful:
+        return Limits(
+            maturity_ms=maturity,
+            road_ms=4 * DAY_MS,
+            dedupe_horizon_ms=2 * DAY_MS,
+            answer_ttl_ms=DAY_MS,
+            orphan_ms=DAY_MS,
+            lateness_ms=HOUR_MS,
+        )
+    return Limits(maturity_ms=maturity, dedupe_horizon_ms=5 * DAY_MS, answer_ttl_ms=3 * DAY_MS, lateness_ms=HOUR_MS)
+
+
+def _rules(rng: Random) -> RuleSet:
+    high = Rule(
+        code="amount_high",
+        title="Large",
+        when=(Condition(feature="amount", op="gt", value=float(rng.randrange(5_000, 80_000))),),
+        action=rng.choice(("decline", "review", "challenge")),
+    )
+    return RuleSet(rules=(high, *DEFAULT_RULES.rules[: rng.randrange(3)]))
+
+
+def _control(rng: Random, at_ms: int, forgetful: bool, kind: str) -> Arrives:
+    payload: Any
+    if kind == "settings":
+        payload = _limits(rng, forgetful)
+    elif kind == "policy":
+        at = rng.random()
+        payload = Policy(
+            mode="enforce" if rng.random() < 0.8 else "shadow",
+            challenge_from=max(at / 3, 1e-6),
+            review_from=None,
+            decline_from=max(at, 1e-6),
+            matured_frauds_min=rng.randrange(3),
+        )
+    elif kind == "rules":
+        payload = _rules(rng)
+    elif kind == "rates":
+        payload = Rates(base="EUR", nano_base_per_minor={"USD": rng.randrange(8 * 10**8, 10**9)})
+    else:
+        return Arrives(at_ms, "control", 0, rng.choice((b"", b"{", b'{"kind":"model","by":"x","why":"y","payload":{}}')))
+    return Arrives(at_ms, "control", 0, encode_control(kind=kind, by="sim", why="seeded", payload=payload))
+
+
+def _payment(rng: Random, number: int, at_ms: int, accounts: int, terminals: int) -> dict[str, Any]:
+    payment: dict[str, Any] = {
+        "payment_id": f"p{number}",
+        "event_time": at_ms - rng.randrange(2_000),
+        "account_id": f"a{rng.randrange(accounts)}",
+        "amount": rng.choice((0, 999, 2_500, rng.randrange(100_000))),
+        "currency": rng.choice(("EUR", "EUR", "EUR", "USD", "JPY")),
+    }
+    if rng.random() < 0.85:
+        payment["terminal_id"] = f"t{rng.randrange(terminals)}"
+    if rng.random() < 0.15:
+        payment["tenant_id"] = "other"
+    if rng.random() < 0.3:
+        payment["mcc"] = rng.choice(("5411", "7995"))
+    if rng.random() < 0.2:
+        payment["latitude"], payment["longitude"] = rng.uniform(-60, 60), rng.uniform(-170, 170)
+    if rng.random() < 0.2:
+        payment["respond_by"] = at_ms + 500
+    if rng.random() < 0.05:
+        payment["operation"] = "refund"
+    chance = rng.random()
+    if chance < 0.04:
+        payment["mode"] = "test"
+    elif chance < 0.10:
+        payment["mode"] = "backfill"
+        payment["event_time"] -= rng.randrange(0, 12 * DAY_MS)
+    elif chance < 0.20:
+        payment["event_time"] -= rng.randrange(0, 3 * DAY_MS)  # late, perhaps too late
+    elif chance < 0.22:
+        payment["event_time"] += HOUR_MS  # from the future
+    return payment
+
+
+def _label(rng: Random, payment: dict[str, Any], at_ms: int) -> dict[str, Any]:
+    label: dict[str, Any] = {
+        "kind": rng.choice(LABEL_KINDS),
+        "observed_at": at_ms - rng.randrange(HOUR_MS),
+        "payment_id": payment["payment_id"],
+        "account_id": payment["account_id"],
+        "source": rng.choice(("bank", "scheme")),
+    }
+    if "tenant_id" in payment:
+        label["tenant_id"] = payment["tenant_id"]
+    if label["kind"] == "chargeback":
+        code = rng.choice(CODES)
+        if code is not None:
+            label["reason_code"] = code
+    return label
+
+
+def workload(rng: Random, payments: int, partitions: int) -> Workload:
+    """About `payments` payments over ten days and what belongs to them, in order of broker time."""
+    encode = msgspec.json.encode
+    forgetful = rng.random() < 0.5
+    events: list[Arrives] = []
+    accounts, terminals = rng.choice(((3, 2), (8, 5), (20, 9)))
+    at = START_MS
+    sent: list[dict[str, Any]] = []
+
+    def send(at_ms: int, topic: str, value: bytes | None) -> None:
+        spread = partitions if topic in ("payments", "updates") else 1
+        key = rng.choice((None, b"k", b"other"))  # what a client chose as key and partition means nothing to us
+        events.append(Arrives(at_ms, topic, rng.randrange(spread), value, key))
+
+    for kind in ("settings", "policy", "rules", "rates"):
+        if rng.random() < 0.9:
+            events.append(_control(rng, at - 1_000, forgetful, kind))
+    for number in range(payments):
+        step = rng.random()
+        at += rng.randrange(DAY_MS) if step < 0.05 else rng.randrange(HOUR_MS) if step < 0.6 else rng.randrange(1_000)
+        payment = _payment(rng, number, at, accounts, terminals)
+        value = encode(payment)
+        sent.append(payment)
+        send(at, "payments", value)
+        chance = rng.random()
+        if chance < 0.08:  # at once, or days later
+            send(at + rng.choice((0, 5_000, HOUR_MS, 2 * DAY_MS, 4 * DAY_MS)), "payments", value)
+        elif chance < 0.12:
+            send(at + rng.choice((1, DAY_MS)), "payments", encode({**payment, "amount": payment["amount"] + 1}))
+        elif chance < 0.20:
+            send(at, "payments", spoil(value, rng.choice(ALONE), number))
+        elif chance < 0.22:
+            send(at, "payments", rng.choice((None, b"null", b"[]", b"\x00")))
+        if rng.random() < 0.35:
+            for _ in range(rng.choice((1, 1, 2, 3))):
+                when = at + rng.choice((-DAY_MS, -1_000, 0, HOUR_MS, DAY_MS, 3 * DAY_MS))
+                label = encode(_label(rng, payment, when))
+                send(when, "labels", label)
+                if rng.random() < 0.1:
+                    send(when + 1_000, "labels", label)
+        if rng.random() < 0.25:
+            when = at + rng.choice((-1_000, 0, HOUR_MS, DAY_MS))
+            kind = rng.choice(("authorised", "declined", "captured", "voided", "refunded", "expired"))
+            update = {
+                "payment_id": payment["payment_id"],
+                "account_id": payment["account_id"],
+                "kind": kind,
+                "observed_at": when - rng.randrange(1_000),
+            }
+            if "tenant_id" in payment:
+                update["tenant_id"] = payment["tenant_id"]
+            send(when, "updates", encode(update))
+        if rng.random() < 0.02:
+            send(at, rng.choice(("labels", "updates")), rng.choice((b"", b"{}", b'{"kind":"clock"}', b"nonsense")))
+        if rng.random() < 0.03:
+            kind = rng.choice(("settings", "policy", "rules", "rates", "bad"))
+            events.append(_control(rng, at, forgetful, kind))
+    last = at + 2 * DAY_MS
+    for when in range(START_MS, last, DAY_MS // rng.choice((1, 2, 4))):
+        send(when, "labels", encode({"kind": "clock", "observed_at": when}))
+    send(last, "labels", encode({"kind": "clock", "observed_at": last}))
+    return Workload(sorted(events, key=lambda event: event.at_ms), forgetful)
