@@ -30,7 +30,9 @@ POLL_S = 0.1  # how long `start`, `stop` and `pause` may wait for the thread whe
 BLOCKED_S = 0.05  # how often a thread that waits for room looks for commands
 CONSUME_MAX = 2_000  # records in one call; a call never waits for them
 LOG_EVERY_S = 5.0
-UNKNOWN_TOPIC_MS = 10_000  # a topic may just have been made; after so long it is not there
+LOOK_EVERY_S = 1.0
+UNKNOWN_TOPIC_S = 10.0  # nothing came of a partition for so long, not even its end
+ASK_S = 2.0
 _new = tuple.__new__
 
 # What a partition cannot recover from by waiting. Everything else librdkafka retries by itself.
@@ -164,7 +166,11 @@ class Fetcher:
         self._transient: Counter[str] = Counter()
         self._logged_at = 0.0
         self._ends: dict[TP, int] = {}
-        self._consumer = Consumer(librdkafka_options(settings), logger=log)
+        self._marks: dict[TP, tuple[int, int]] = {}
+        self._unheard: dict[TP, float] = {}  # started, and neither a record nor an end came: when to ask why
+        self._looked_at = 0.0
+        options = {**librdkafka_options(settings), "error_cb": self._client_error}
+        self._consumer = Consumer(options, logger=_quiet_logger())
         self._thread = threading.Thread(target=self._run, name="fetch", daemon=True)
 
     # ---- any thread
@@ -200,12 +206,8 @@ class Fetcher:
         self._command("resume", tp, 0, 0)
 
     def watermarks(self, tp: TP) -> tuple[int, int] | None:
-        """First offset in the log and the one after its last, as of the last fetch. None before that. No I/O."""
-        try:
-            low, high = self._consumer.get_watermark_offsets(TopicPartition(tp.topic, tp.partition), cached=True)
-        except KafkaException:
-            return None
-        return (max(low, 0), high) if high >= 0 else None
+        """First offset in the log and the one after its last, up to a second old. None before the first. No I/O."""
+        return self._marks.get(tp)
 
     def end_reached(self, tp: TP) -> int | None:
         """The offset at which `tp` last had nothing more to read; None if it never had, or was started again.
@@ -291,6 +293,7 @@ class Fetcher:
         try:
             while not self._closing.is_set():
                 self._obey()
+                self._look_around()
                 if not self._wait_for_room():
                     continue
                 first = self._consumer.poll(POLL_S)
@@ -315,6 +318,8 @@ class Fetcher:
                     self._consumer.incremental_unassign([here])
                     del self._epochs[tp]
                     self._ends.pop(tp, None)
+                    self._marks.pop(tp, None)
+                    self._unheard.pop(tp, None)
                 with self._lock:
                     self._muted[tp] -= 1
                     if not self._muted[tp]:
@@ -323,6 +328,7 @@ class Fetcher:
                 if what == "start":
                     self._epochs[tp] = epoch
                     self._stages[tp] = self._stage_of(tp.topic)
+                    self._unheard[tp] = time.monotonic() + UNKNOWN_TOPIC_S
                     self._consumer.incremental_assign([TopicPartition(tp.topic, tp.partition, offset)])
             elif tp in self._epochs:
                 if what == "pause" and tp not in self._paused:
@@ -331,6 +337,32 @@ class Fetcher:
                 elif what == "resume" and tp in self._paused:
                     self._paused.discard(tp)
                     self._consumer.resume([here])
+
+    def _look_around(self) -> None:
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_EVERY_S:
+            return
+        self._looked_at = now
+        # Here, because from another thread than the one that polls this call never returns (confluent-kafka 2.16.1),
+        # as does `assign`. It takes 2 us.
+        for tp in self._epochs:
+            low, high = self._consumer.get_watermark_offsets(TopicPartition(tp.topic, tp.partition), cached=True)
+            if high >= 0:
+                self._marks[tp] = (max(low, 0), high)
+        for tp in [tp for tp, due in self._unheard.items() if now >= due]:
+            self._unheard[tp] = now + UNKNOWN_TOPIC_S
+            self._ask_whether_it_exists(tp)
+
+    def _ask_whether_it_exists(self, tp: TP) -> None:
+        """librdkafka waits for ever, silently, for an assigned topic that does not exist."""
+        try:
+            found = self._consumer.list_topics(tp.topic, timeout=ASK_S).topics.get(tp.topic)
+        except KafkaException as error:
+            self._transient_error(error.args[0])
+            return
+        if found is None or found.error is not None or tp.partition not in found.partitions:
+            text = f"{tp.topic}[{tp.partition}] does not exist"
+            self._tell(FetchError(tp, self._epochs[tp], "unknown_topic", text))
 
     def _wait_for_room(self) -> bool:
         """True if there is room to fetch into; else waits a little, so that commands are still obeyed."""
@@ -364,6 +396,8 @@ class Fetcher:
                 records = fresh.setdefault(TP(topic, partition), [])
             records.append(_record(message))
         if fresh:
+            for tp in fresh:
+                self._unheard.pop(tp, None)
             self._hand_over(fresh)
 
     def _hand_over(self, fresh: dict[TP, list[Record]]) -> None:
@@ -403,19 +437,31 @@ class Fetcher:
         if code == KafkaError._PARTITION_EOF:
             if tp is not None and tp in self._epochs:
                 self._ends[tp] = message.offset() or 0
+                self._unheard.pop(tp, None)
             return
         if error.fatal():
             self._tell(FetchError(None, 0, "broken", error.str()))
         elif code in _LASTING and tp is not None:
             epoch = self._epochs.get(tp)
             if epoch is not None:
+                self._unheard.pop(tp, None)
                 self._tell(FetchError(tp, epoch, _cause(code), error.str()))
         else:
-            self._transient[error.name()] += 1
-            now = time.monotonic()
-            if now - self._logged_at >= LOG_EVERY_S:
-                self._logged_at = now
-                log.warning("fetching goes on after %s: %s", error.name(), error.str())
+            self._transient_error(error)
+
+    def _client_error(self, error: KafkaError) -> None:
+        """librdkafka's own: a lost connection, all brokers down. Called by `poll`, so in our thread."""
+        if error.fatal():
+            self._tell(FetchError(None, 0, "broken", error.str()))
+        else:
+            self._transient_error(error)
+
+    def _transient_error(self, error: KafkaError) -> None:
+        self._transient[error.name()] += 1
+        now = time.monotonic()
+        if now - self._logged_at >= LOG_EVERY_S:
+            self._logged_at = now
+            log.warning("fetching goes on after %s: %s", error.name(), error.str())
 
     def _tell(self, error: FetchError) -> None:
         self._on_loop(self._failed, error)
@@ -445,12 +491,33 @@ def librdkafka_options(settings: FetchSettings) -> dict[str, str | int | bool]:
         "fetch.queue.backoff.ms": 5,
         "queued.min.messages": settings.queued_records_min,
         "queued.max.messages.kbytes": settings.queued_kbytes_max,
-        "topic.metadata.propagation.max.ms": UNKNOWN_TOPIC_MS,
-        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.ms": 200,
         "reconnect.backoff.max.ms": 2_000,
         "socket.nagle.disable": True,
         **settings.security,
     }
+
+
+class _OncePer(logging.Filter):
+    """One line in `LOG_EVERY_S`: while a broker is away librdkafka logs dozens in a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next_at = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if now < self._next_at:
+            return False
+        self._next_at = now + LOG_EVERY_S
+        return True
+
+
+def _quiet_logger() -> logging.Logger:
+    logger = log.getChild("librdkafka")
+    if not logger.filters:
+        logger.addFilter(_OncePer())
+    return logger
 
 
 def _cause(code: int) -> Literal["offset_out_of_range", "unknown_topic", "not_authorised"]:
