@@ -129,25 +129,24 @@ class State:
 
     def scan(self, low: bytes, high: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """At most `limit` pairs with low <= key < high, ascending, overlays included."""
+        ordered = low[0] == self._scanned
+        if ordered and low >= self._floor and high <= self._frozen_lowest and high <= self._live_lowest:
+            found = self._store.scan(low, high, limit)
+            self._floor = high if len(found) < limit else found[-1][0]
+            return found
         over: dict[bytes, bytes | None] = {}
-        if low[0] != self._scanned:
-            for overlay in (self._frozen, self._live):
-                over.update((key, value) for key, value in overlay.items() if low <= key < high)
-        elif low < self._floor or high > self._frozen_lowest or high > self._live_lowest:
-            self._floor = low
+        for overlay in (self._frozen, self._live):
+            over.update((key, value) for key, value in overlay.items() if low <= key < high)
+        found = self._store.scan(low, high, limit + len(over))
+        if over:
+            merged: dict[bytes, bytes | None] = {**dict(found), **over}
+            found = sorted((key, value) for key, value in merged.items() if value is not None)
+        found = found[:limit]
+        if ordered:
+            self._floor = high if len(found) < limit else found[-1][0]
             self._frozen_lowest = self._lowest(self._frozen)
             self._live_lowest = self._lowest(self._live)
-            for overlay in (self._frozen, self._live):
-                over.update((key, value) for key, value in overlay.items() if low <= key < high)
-        below = self._store.scan(low, high, limit + len(over))
-        if not over:
-            return below[:limit]
-        merged = dict(below)
-        merged.update((key, value) for key, value in over.items() if value is not None)
-        for key, value in over.items():
-            if value is None:
-                merged.pop(key, None)
-        return sorted(merged.items())[:limit]
+        return found
 
     def _lowest(self, overlay: dict[bytes, bytes | None]) -> bytes:
         """The lowest key of the scanned table in `overlay` that is not below the floor."""
