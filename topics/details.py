@@ -2,8 +2,7 @@
 
 from msgspec import Struct
 
-from topics.decision import Origin, Outcome, PolicyMode, Position, Versions
-from topics.payment import Mode
+from topics.decision import Decision
 
 
 class RuleHit(Struct, frozen=True, gc=False):
@@ -16,34 +15,24 @@ class RuleHit(Struct, frozen=True, gc=False):
 
 
 class DecisionDetails(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """All that a decision stood on. Identity and position are those of its `Decision`.
+    """All that a decision stood on.
 
+    `decision`: as it stands on `decisions`.
     `feature_set`: version of the names and order in `features`.
     `features`: float32, little-endian, in that order, as base64 in JSON; NaN is absent, which is not zero.
     `logit`: the model's score before the logistic function.
     `contributions`: by feature, what each added to it; given when the verdict is not `approve`.
     `limits`: thresholds on the probability by verdict, as they were.
     `hits`: rules that spoke. `near_hits`: rules that nearly did.
+    `late`: behind the watermark of its own partition of `payments`.
     """
 
-    outcome: Outcome
-    verdict: Outcome
-    origin: Origin
-    versions: Versions
+    decision: Decision
     feature_set: str
-    position: Position | None = None
-    tenant_id: str | None = None
-    payment_id: str | None = None
-    account_id: str | None = None
-    mode: Mode = "live"
-    policy_mode: PolicyMode = "shadow"
-    event_time: int | None = None
-    probability: float | None = None
     features: bytes = b""
     logit: float | None = None
     contributions: list[float] = []
     limits: dict[str, float] = {}
-    reasons: list[str] = []
     hits: list[RuleHit] = []
     near_hits: list[RuleHit] = []
     late: bool = False

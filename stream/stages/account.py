@@ -70,17 +70,23 @@ _ENTRY = struct.Struct("<16sqqH?")
 _labels = msgspec.msgpack.Decoder(list[Label])
 _orphans = msgspec.msgpack.Decoder(list[tuple[int, int, bytes]])  # source, observed_at in ms UTC, JSON as it came
 
+EXPIRED_TEXT = "of a time whose payments are forgotten - at `$.event_time`"
 CONTRADICTION_TEXT = "known with other content - at `$.payment_id`"
 
 
 class _Globals(Struct, array_like=True):
-    """Small state, written whole. `watermarks`: per partition of `payments` the highest event time, ms UTC."""
+    """Small state, written whole. `watermarks`: per partition of `payments` the highest event time, ms UTC.
+
+    `ledger_from_epoch`: no payment is in the ledger below it, -1: none at all; `expired_epoch`: what stood below it is
+    forgotten, and nothing is entered there again.
+    """
 
     watermarks: list[tuple[bytes, int, int]]
     label_clock_ms: int
     forwarded_clock_ms: int
     orphans: int
     ledger_from_epoch: int
+    expired_epoch: int = 0
 
 
 class _First(NamedTuple):
@@ -245,7 +251,11 @@ class AccountStage:
         """The ledger's epochs in which an equal payment id may stand: the horizon to both sides."""
         reach = -(-self.meaning.limits.dedupe_horizon_ms // EPOCH_MS)
         epoch = event_ms // EPOCH_MS
-        return range(max(epoch - reach, self._globals.ledger_from_epoch, 0), epoch + reach + 1)
+        return range(max(epoch - reach, self._ledger_from()), epoch + reach + 1)
+
+    def _ledger_from(self) -> int:
+        """The first epoch that may hold a payment which is not forgotten."""
+        return max(self._globals.ledger_from_epoch, self._globals.expired_epoch)
 
     def _payment(self, step: Step, raw: Raw, i: int, out: Outbox) -> None:
         parsed = self._parsed[i]
@@ -293,6 +303,8 @@ class AccountStage:
             ahead_s = (payment.event_time - raw.at_ms) // 1000
             message = f"expected a time up to {limits.skew_ms // 1000} s after the broker's, got {ahead_s} s"
             return Refusal(Cause.FUTURE_TIME, "$.event_time", f"{message} - at `$.event_time`")
+        if payment.event_time // EPOCH_MS < self._globals.expired_epoch:
+            return Refusal(Cause.TOO_OLD, "$.event_time", EXPIRED_TEXT)  # a backfill, too: it could be a repeat
         if payment.mode != "backfill":
             watermark = self._watermarks.get(step.sender, self._lowest_watermark())
             if payment.event_time < watermark - limits.dedupe_horizon_ms:
@@ -424,7 +436,7 @@ class AccountStage:
             assert parsed.payment_id is not None
             assert parsed.account_id is not None
         pid = keys.payment_hash(parsed.tenant_id, parsed.account_id or "", parsed.payment_id or "")
-        epochs = range(max(self._globals.ledger_from_epoch, 0), self._newest_epoch() + 1)
+        epochs = range(self._ledger_from(), self._newest_epoch() + 1)
         ledger = [keys.epoch_key(keys.TABLE_LEDGER, epoch, pid) for epoch in epochs]
         packed = next((found for found in self._state.get_many(ledger) if found is not None), None)
         if packed is None:
@@ -514,8 +526,8 @@ class AccountStage:
         low = self._lowest_watermark()
         behind = min(low - limits.dedupe_horizon_ms, g.label_clock_ms - limits.road_ms)
         epoch = behind // EPOCH_MS
-        if epoch > g.ledger_from_epoch >= 0:
-            g.ledger_from_epoch = epoch
+        if epoch > self._ledger_from() and g.ledger_from_epoch >= 0:
+            g.expired_epoch = epoch
             for table in (keys.TABLE_LEDGER, keys.TABLE_TRUTH):
                 self._state.drop_range(table, keys.epoch_key(table, epoch, b""))
         if g.orphans and low > limits.orphan_ms:

@@ -4,7 +4,7 @@ What decides is set by control records: the model's version, the rules, the poli
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -103,6 +103,11 @@ class Decider:
             return
         self._set_versions()
 
+    @property
+    def model_has_say(self) -> bool:
+        """Whether the model's probability decides; else rules alone do."""
+        return self._model_has_say
+
     def _set_versions(self) -> None:
         model = self.model
         self._model_has_say = model is not None and model.ready and model_ready(self.policy, model.frauds)
@@ -165,52 +170,38 @@ class Decider:
         code = decided.verdict[i]
         said = VERDICTS[code]
         done = outcome(said, self.policy.mode)
-        origin = Origin("payments", item.partition, item.position)
-        position = Position(self._partition, step.offset, origin_n(step, 0))
         contributions = self._contributions(decided, i)
         reasons = list(reason_codes(decided.hits[i], self.rules, contributions, MODEL_REASONS)) if code else []
-        decision = Decision(
-            outcome=done,
-            verdict=said,
-            origin=origin,
-            versions=self._versions,
-            position=position,
-            tenant_id=payment.tenant_id,
-            payment_id=payment.payment_id,
-            account_id=payment.account_id,
-            mode=payment.mode,
-            policy_mode=self.policy.mode,
-            probability=decided.probability[i],
-            reasons=reasons,
-            event_time=payment.event_time,
-            respond_by=payment.respond_by,
+        decision = _encode(
+            Decision(
+                outcome=done,
+                verdict=said,
+                origin=Origin("payments", item.partition, item.position),
+                versions=self._versions,
+                position=Position(self._partition, step.offset, origin_n(step, 0)),
+                tenant_id=payment.tenant_id,
+                payment_id=payment.payment_id,
+                account_id=payment.account_id,
+                mode=payment.mode,
+                policy_mode=self.policy.mode,
+                probability=decided.probability[i],
+                reasons=reasons,
+                event_time=payment.event_time,
+                respond_by=payment.respond_by,
+            )
         )
         details = DecisionDetails(
-            outcome=done,
-            verdict=said,
-            origin=origin,
-            versions=self._versions,
+            decision=cast(Decision, msgspec.Raw(decision)),  # as it is: not encoded again
             feature_set=FEATURES_VERSION,
-            position=position,
-            tenant_id=payment.tenant_id,
-            payment_id=payment.payment_id,
-            account_id=payment.account_id,
-            mode=payment.mode,
-            policy_mode=self.policy.mode,
-            event_time=payment.event_time,
-            probability=decided.probability[i],
             features=decided.rows[i],
             logit=decided.logit[i],
             contributions=contributions or [],
             limits=self._limits,
-            reasons=reasons,
-            hits=self._described(decided.hits[i], decided.full[i]),
-            near_hits=self._described(decided.near[i], decided.full[i]),
+            hits=self._described(decided.hits[i], decided.full[i]) if decided.hits[i] else [],
+            near_hits=self._described(decided.near[i], decided.full[i]) if decided.near[i] else [],
             late=item.late,
         )
-        return _encode(decision), _encode(details)
+        return decision, _encode(details)
 
     def _described(self, mask: int, row: NDArray[np.float32]) -> list[RuleHit]:
-        if not mask:
-            return []
         return [RuleHit(hit.code, hit.feature, hit.value, hit.limit) for hit in self.rules.describe(mask, row)]

@@ -3,9 +3,12 @@
 They are part of the contract between journals and state: changing one is a new engine version.
 """
 
+from functools import lru_cache
 from hashlib import blake2b
 
 import xxhash
+
+CACHED_MAX = 100_000  # an entity comes again soon, and its hashes with it; about 200 bytes each
 
 TABLE_GLOBALS = b"G"
 TABLE_LEDGER = b"L"
@@ -20,6 +23,7 @@ TABLE_MARKER = b"M"
 ENTITY_STORE_KEY = b"e"
 
 
+@lru_cache(maxsize=CACHED_MAX)
 def partition_of(tenant_id: str, entity_id: str, partitions: int) -> int:
     """The partition of an entity, by our own partitioner: what a producer's client chose does not matter.
 
@@ -53,11 +57,13 @@ def pid64(pid: bytes) -> int:
     return int.from_bytes(pid[:8], "little")
 
 
+@lru_cache(maxsize=CACHED_MAX)
 def other64(tenant_id: str, entity_id: str | None) -> int:
     """The other entity of a payment inside a window's ring; 0: there is none."""
     return 0 if entity_id is None else xxhash.xxh3_64_intdigest(f"{tenant_id}\0{entity_id}".encode()) or 1
 
 
+@lru_cache(maxsize=CACHED_MAX)
 def entity_key(tenant_id: str, entity_id: str) -> bytes:
     return b"E%b\0%b" % (tenant_id.encode(), entity_id.encode())
 

@@ -8,6 +8,8 @@ through, in order, and hands what they cause to an `Outbox`, in order. However a
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from msgspec import Struct
+
 from topics.journal import Item
 
 Header = tuple[str, bytes]
@@ -31,7 +33,7 @@ class Journal(NamedTuple):
     partition: int
 
 
-class Step(NamedTuple):
+class Step(Struct, frozen=True, gc=False):
     """One item of the journal: `offset` of its block, `place` in it, `at_ms` of the broker when the block arrived.
 
     `sender`: topic id and partition of the item's origin. On a foreign topic a step is one record as it came, and the

@@ -74,7 +74,7 @@ class State:
     """Reads and writes of one stage and partition. One writer: the stage's `apply`.
 
     `scanned`: the table (first byte of its keys) that is often scanned from a rising floor while new keys come at its
-    high end. Of it the overlays' lowest key above that floor is kept, so that a scan does not look through them in vain.
+    high end. Of it the overlays' lowest key above that floor is kept, so that a scan looks through them in need only.
     """
 
     def __init__(self, store: Store, scanned: bytes = b"") -> None:

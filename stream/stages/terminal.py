@@ -176,7 +176,8 @@ class TerminalStage:
             verdict = VERDICTS[decided.verdict[i]]
             self.counts[verdict if mode == "live" else f"test:{verdict}"] += 1
             value, details = self.decider.answer(step, item, decided, i)
-            self._state.put(keys.time_key(keys.TABLE_ANSWER, item.at_ms, item.pid), value)
+            if item.at_ms >= self._globals.answers_from_ms:  # else it is forgotten already, wherever a run is cut
+                self._state.put(keys.time_key(keys.TABLE_ANSWER, item.at_ms, item.pid), value)
             self.answered_at_ms.append(item.at_ms)
             self._answers.send(
                 step, delivery_of(item), payment.tenant_id, payment.account_id, value, repeat=False, out=out

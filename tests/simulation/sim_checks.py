@@ -83,9 +83,7 @@ class Oracle:
         state = State(self.store, scanned=TABLE_PENDING)
         stage = build_stage(journal, state, partitions, plain=plain, learner=small_learner)
         foreign = tp[0] in FOREIGN
-        runner = PartitionRunner(
-            journal, stage, state, start_offset=0, internal=not foreign, gather=tp[0] in GATHERING
-        )
+        runner = PartitionRunner(journal, stage, state, start_offset=0, internal=not foreign, gather=tp[0] in GATHERING)
         self.sends: list[Send] = []
         records = log.all(tp)
         for turn, start in enumerate(range(0, len(records), batch)):
@@ -224,9 +222,9 @@ def check_examples(
     features: dict[bytes, bytes] = {}
     for _, record in log.of("decision-details"):
         details = msgspec.json.decode(record.value or b"", type=DecisionDetails)
-        test = details.mode == "test"
-        pid = payment_hash(details.tenant_id or "", details.account_id or "", details.payment_id or "", test)
-        require(features.setdefault(pid, details.features) == details.features, "features of", details.payment_id)
+        of = details.decision
+        pid = payment_hash(of.tenant_id or "", of.account_id or "", of.payment_id or "", of.mode == "test")
+        require(features.setdefault(pid, details.features) == details.features, "features of", of.payment_id)
     caused: dict[tuple[int, int, int], list[Example]] = defaultdict(list)
     for _, _, sender, item in counted["examples", 0]:
         if isinstance(item, Example):
