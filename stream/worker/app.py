@@ -33,6 +33,7 @@ from stream.worker.control_log import ControlLog
 from stream.worker.fetch import TP, FetchError, FetchSettings, Round
 from stream.worker.host import Host, Status
 from stream.worker.membership import CommitFenced, MembershipSettings, create_app, run
+from stream.worker.observe import Observer
 from stream.worker.producer import WorkerProducer
 from stream.worker.snapshots import (
     SnapshotError,
@@ -134,13 +135,14 @@ class Worker:
         )
         for stage in dict.fromkeys(stages.values()):
             self.membership.agent(stage)(self._work)
+        self.observer = Observer(self, STAGES, LATENCY_BUCKETS_S.tolist())
         self._tasks: set[asyncio.Task[None]] = set()
         self._checkpointing = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self) -> int:
         """Until SIGTERM, SIGINT or a failure; the exit code."""
-        with instance_lock(self.settings.state_dir):
+        with instance_lock(self.settings.state_dir), self.observer.serving():
             try:
                 return run(self.membership)
             finally:
@@ -421,6 +423,7 @@ class Worker:
         last_s, ticked_at = time.monotonic(), -1
         while True:
             await asyncio.sleep(DUE_TICK_S)
+            self.observer.look()
             now_ms = int(time.time() * 1000)
             for host in self.hosts.values():
                 runner = host.runner

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 READ_S_MAX = 60.0
 POLL_S = 0.5
+VERSIONS_MAX = 1_000  # whose time is remembered
 
 
 class ControlLog:
@@ -33,6 +34,7 @@ class ControlLog:
         self._on_skip = on_skip
         self._skips: dict[tuple[bytes, int], set[int]] = defaultdict(set)
         self._starts: dict[tuple[str, int], int] = {}
+        self._published_ms: dict[str, int] = {}
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._read = 0
@@ -76,6 +78,10 @@ class ControlLog:
             )
         return offset
 
+    def published_ms(self, version: str) -> int | None:
+        """When the broker took a model's version, ms UTC; None if it is not among the latest."""
+        return self._published_ms.get(version)
+
     _control_name = "control"
 
     @property
@@ -110,6 +116,10 @@ class ControlLog:
                 topic_id = bytes.fromhex(skip.topic_id)
                 self._skips[topic_id, skip.partition].add(skip.offset)
                 self._on_skip(topic_id, skip.partition, skip.offset)
+            elif record.kind == "model" and record.version is not None:
+                self._published_ms[record.version] = message.timestamp()[1]
+                while len(self._published_ms) > VERSIONS_MAX:
+                    del self._published_ms[next(iter(self._published_ms))]
             elif record.kind == "init":
                 for topic, offsets in payload_as(record, Init).offsets.items():
                     for partition, offset in enumerate(offsets):

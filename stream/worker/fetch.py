@@ -166,6 +166,7 @@ class Fetcher:
         self._transient: Counter[str] = Counter()
         self._logged_at = 0.0
         self._ends: dict[TP, int] = {}
+        self._delivered: dict[TP, int] = {}
         self._marks: dict[TP, tuple[int, int]] = {}
         self._unheard: dict[TP, float] = {}  # started, and neither a record nor an end came: when to ask why
         self._looked_at = 0.0
@@ -215,6 +216,19 @@ class Fetcher:
         On a foreign topic this passes a transaction's own markers, which `watermarks` count and nobody can read.
         """
         return self._ends.get(tp)
+
+    def lag(self, tp: TP, next_offset: int) -> int | None:
+        """How many records of the log are not applied yet, if `next_offset` is the next to be; None: not known yet.
+
+        A transaction's markers behind the last record are not counted; those before it are, until it is applied.
+        """
+        marks = self._marks.get(tp)
+        if marks is None:
+            return None
+        end = self._ends.get(tp)
+        if end is not None and end >= marks[1] and next_offset >= self._delivered.get(tp, 0):
+            return 0
+        return max(0, marks[1] - next_offset)
 
     def stats(self) -> FetchStats:
         """Counters since the start."""
@@ -318,6 +332,7 @@ class Fetcher:
                     self._consumer.incremental_unassign([here])
                     del self._epochs[tp]
                     self._ends.pop(tp, None)
+                    self._delivered.pop(tp, None)
                     self._marks.pop(tp, None)
                     self._unheard.pop(tp, None)
                 with self._lock:
@@ -418,6 +433,7 @@ class Fetcher:
                 pending.value_bytes += value_bytes
                 self._held_records += len(records)
                 self._held_bytes += value_bytes
+                self._delivered[tp] = records[-1].offset + 1
                 self._records += len(records)
                 self._bytes += value_bytes
                 if not pending.signalled:
