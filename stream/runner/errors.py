@@ -60,11 +60,13 @@ class GapInJournal(StateError):
 
 
 class Unreadable(InternalError):
-    """A record of a journal that is no block of ours."""
+    """A record of a journal that is no block of ours. `first`: of the fetch that was to be applied with it."""
 
-    def __init__(self, journal: JournalName, offset: int, cause: Exception) -> None:
+    def __init__(self, journal: JournalName, offset: int, cause: Exception, *, first: int | None = None) -> None:
         self.journal = journal
         self.offset = offset
+        self.first = offset if first is None else first
+        self.last = offset
         super().__init__(
             f"unreadable block at {_at(journal, offset)}: {cause}. Operator: look who wrote it; "
             f"`fraud skip {journal.topic} {journal.partition} {offset}` lets the partition go on without it"

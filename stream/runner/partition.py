@@ -29,6 +29,7 @@ from topics.journal import (
     BLOCK_BYTES_MAX,
     BLOCK_ITEMS_MAX,
     FIRST_PREV,
+    LAYOUT,
     Block,
     Item,
     Raw,
@@ -142,7 +143,8 @@ class PartitionRunner:
         self._prevs: dict[tuple[str, int], tuple[int, int]] = {}
         self._generation = 0
         self._outstanding: dict[int, int] = {0: 0}
-        self._looked_twice = False
+        self._gap: tuple[int, int] | None = None
+        self.broken = False
         self._restore()
 
     # ---- start ----
@@ -183,24 +185,23 @@ class PartitionRunner:
         fresh = [record for record in records if record.offset >= self.next_offset]
         if not fresh:
             return []
-        if fresh[0].offset != self.next_offset:
-            if not self._looked_twice:
-                self._looked_twice = True
-                return Reseek(self.next_offset)
-            if self.internal:
-                raise GapInJournal(self.journal, self.next_offset, fresh[0].offset)
-        self._looked_twice = False
+        gap = self._gap_in(fresh)
+        if gap is not None and gap != self._gap:
+            self._gap = gap
+            return Reseek(self.next_offset)
+        if gap is not None and self.internal:
+            raise GapInJournal(self.journal, *gap)
+        self._gap = None
+        blocks = [self._decoded(record, fresh[0].offset) for record in fresh] if self.internal else []
         self._crash("step.before_apply")
         out = _Outbox(self)
         run: list[Step] = []
-        for record in fresh:
-            if self.internal and record.offset != self.next_offset:
-                raise GapInJournal(self.journal, self.next_offset, record.offset)
-            steps = self._admit(record)
+        for i, record in enumerate(fresh):
+            steps = self._admit(record, blocks[i]) if self.internal else [self._foreign(record)]
             if record.offset in self.skips:
                 self._apply(run, out)
                 run = []
-                self.stage.skip(steps, out)
+                self._apply(steps, out, skip=True)
             else:
                 run.extend(steps)
             self.next_offset = record.offset + 1
@@ -209,31 +210,54 @@ class PartitionRunner:
         self._crash("step.after_apply")
         return out.sends()
 
-    def _apply(self, run: list[Step], out: "_Outbox") -> None:
+    def _gap_in(self, fresh: Sequence[Record]) -> tuple[int, int] | None:
+        """(expected, found) where offsets are missing. Within a fetch of a foreign topic they are holes, as
+        transactions leave them; before it, the fetch may be one that was under way when we sought elsewhere. So it is
+        taken for a hole if a second look finds the same."""
+        expected = self.next_offset
+        if not self.internal:
+            return None if fresh[0].offset == expected else (expected, fresh[0].offset)
+        for record in fresh:
+            if record.offset != expected:
+                return expected, record.offset
+            expected += 1
+        return None
+
+    def _apply(self, run: list[Step], out: "_Outbox", *, skip: bool = False) -> None:
         if not run:
             return
         try:
-            self.stage.apply(run, out)
+            (self.stage.skip if skip else self.stage.apply)(run, out)
         except Exception as error:
+            self.broken = True
             raise StepFailed(self.journal, run[0].offset, run[-1].offset, error) from error
 
-    def _admit(self, record: Record) -> list[Step]:
-        """The items of a record that have not been applied yet and follow on what was."""
-        offset, at_ms = record.offset, record.at_ms
-        if not self.internal:
-            return [Step(offset, 0, at_ms, (self.journal.topic_id, self.journal.partition), record)]
+    def _decoded(self, record: Record, first: int) -> Block | None:
+        """The block in a record; None: it cannot be read, and is skipped. `first`: of the fetch, for the error."""
         try:
             block = decode_block(record.value or b"")
-        except msgspec.DecodeError as error:
-            if offset in self.skips:
-                return []
-            raise Unreadable(self.journal, offset, error) from error
+            if block.layout != LAYOUT:
+                raise msgspec.DecodeError(f"layout {block.layout}, this release reads {LAYOUT}")
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            if record.offset in self.skips:
+                return None
+            raise Unreadable(self.journal, record.offset, error, first=first) from error
+        return block
+
+    def _foreign(self, record: Record) -> Step:
+        return Step(record.offset, 0, record.at_ms, (self.journal.topic_id, self.journal.partition), record)
+
+    def _admit(self, record: Record, block: Block | None) -> list[Step]:
+        """The items of a block that have not been applied yet and follow on what was."""
+        if block is None:
+            return []
+        offset, at_ms = record.offset, record.at_ms
         items = block.items
         sender = (block.sender, block.partition)
         if not block.sender:
             return [Step(offset, i, at_ms, sender, item) for i, item in enumerate(items)]
         last = self._origins.get(sender, FIRST_PREV)
-        prev = tuple(block.prev)
+        prev = block.prev
         admitted: list[Step] = []
         for i, item in enumerate(items):
             this = (item.offset, item.n)
@@ -273,6 +297,7 @@ class PartitionRunner:
 
     def begin_checkpoint(self) -> Checkpoint:
         """Step 1: copy the dirty state aside, as of K = the last applied offset. Processing may go on."""
+        assert not self.broken, "a step failed half-way: only the last checkpoint is sound"
         self.stage.settle()
         self.state.put(META_KEY, self._meta())
         changes = self.state.freeze()

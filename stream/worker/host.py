@@ -157,9 +157,8 @@ class Host:
 
     def failed(self, error: StepFailed | Unreadable) -> bool:
         """Whether the record is named, so that the partition must stop; else it must restart carefully."""
-        first, last = (error.first, error.last) if isinstance(error, StepFailed) else (error.offset, error.offset)
-        if first == last:
-            self._stopped_at = last
+        if error.first == error.last:
+            self._stopped_at = error.last
             self.stop(error)
             return True
         self.careful = True

@@ -10,9 +10,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from sim_seed import PAYMENTS, run_seed
+from sim_seed import PAYMENTS, run_seed  # noqa: E402
 
-from stream.runner.partition import CRASH_POINTS
+from stream.runner.partition import CRASH_POINTS  # noqa: E402
 
 
 def main() -> int:

@@ -218,7 +218,7 @@ def check_answers(log: SimLog, partitions: Partitions) -> dict[bytes, Decision]:
 def check_examples(
     log: SimLog, partitions: Partitions, counted: dict[TP, list[Any]], firsts: dict[bytes, Decision]
 ) -> None:
-    """Examples have the features of the decision, maturity runs on the labels' clock: a reading of the records alone."""
+    """Examples have the features of the decision; maturity runs on the labels' clock: by the records alone."""
     features: dict[bytes, bytes] = {}
     for _, record in log.of("decision-details"):
         details = msgspec.json.decode(record.value or b"", type=DecisionDetails)
@@ -257,7 +257,7 @@ class Reading:
         self.taught: dict[bytes, bool] = {}
         self.judged: set[bytes] = set()
         self.through: dict[bytes, bool] = {}
-        self.horizon_ms = 0
+        self.due_ms = 0
         self.road_ms = 0
 
     def read(self, items: list[tuple[int, int, Any, Item]]) -> None:
@@ -271,13 +271,13 @@ class Reading:
                 if isinstance(item, Clock):
                     self.clocks[item.account_partition] = max(self.clocks[item.account_partition], item.clock_ms)
                 self._mature(examples)
+                self.due_ms = min(self.clocks) - self.limits.maturity_ms
             else:
                 require(not examples, "an example of", type(item).__name__)
                 if isinstance(item, Became):
                     self.through[item.pid] = item.through
                 elif isinstance(item, Marker):
                     self._mark(item)
-            self.horizon_ms = max(self.horizon_ms, min(self.clocks) - self.limits.maturity_ms)
             self.road_ms = max(self.road_ms, min(self.clocks) - self.limits.road_ms)
         self._complete()
 
@@ -327,11 +327,10 @@ class Reading:
             self.taught[example.pid] = False
 
     def _complete(self) -> None:
-        """All that was due by the end has taught."""
-        due_ms = min(self.clocks) - self.limits.maturity_ms
+        """All that was due at the last clock has taught."""
         for pid, item in self.placed.items():
             event_ms = item.payment.event_time
-            if event_ms > due_ms or event_ms <= self.road_ms + 86_400_000 or item.payment.mode == "test":
+            if event_ms > self.due_ms or event_ms <= self.road_ms + 86_400_000 or item.payment.mode == "test":
                 continue
             decision = self.firsts.get(pid)
             declined = decision is not None and decision.outcome == "decline"

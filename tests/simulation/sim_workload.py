@@ -76,7 +76,9 @@ def _control(rng: Random, at_ms: int, forgetful: bool, kind: str) -> Arrives:
     elif kind == "rates":
         payload = Rates(base="EUR", nano_base_per_minor={"USD": rng.randrange(8 * 10**8, 10**9)})
     else:
-        return Arrives(at_ms, "control", 0, rng.choice((b"", b"{", b'{"kind":"model","by":"x","why":"y","payload":{}}')))
+        return Arrives(
+            at_ms, "control", 0, rng.choice((b"", b"{", b'{"kind":"model","by":"x","why":"y","payload":{}}'))
+        )
     return Arrives(at_ms, "control", 0, encode_control(kind=kind, by="sim", why="seeded", payload=payload))
 
 
