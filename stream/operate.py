@@ -7,6 +7,7 @@ from typing import Any, Literal
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from msgspec import Struct
 
+from stream.broker.offsets import watermarks
 from stream.broker.topic_admin import Created, await_leaders, create_topics, describe_topics, id_bytes
 from stream.errors import ConfigurationError, OperatorError
 from stream.rules.policy import Policy
@@ -116,7 +117,7 @@ def _start_offsets(settings: Settings, start: Start) -> dict[str, list[int]]:
 
 
 def _start_offset(consumer: Consumer, topic: str, partition: int, start: Start) -> int:
-    low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER_S)
+    low, high = watermarks(consumer, topic, partition, timeout_s=ANSWER_S)
     if start == "earliest":
         return low
     if start == "latest":

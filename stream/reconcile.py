@@ -11,6 +11,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from msgspec import Struct
 
+from stream.broker.offsets import watermarks
 from stream.broker.topic_admin import describe_topics, id_bytes
 from stream.errors import OperatorError
 
@@ -183,7 +184,7 @@ def _read(client: Mapping[str, Any], topic: str, progress: Callable[[int], None]
         ends: dict[int, int] = {}
         starts: list[TopicPartition] = []
         for partition in metadata.partitions:
-            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=WAIT_S)
+            low, high = watermarks(consumer, topic, partition, timeout_s=WAIT_S)
             if high > low:
                 left.add(partition)
                 ends[partition] = high

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from stream.broker.offsets import watermarks
 from stream.errors import ConfigurationError, OperatorError
 from topics.control import Init, Skip, parse_control, payload_as
 from topics.refusals import Refusal
@@ -50,7 +51,7 @@ class ControlLog:
     def read_to_end(self) -> None:
         """Blocks until all that stands in the topic now is known."""
         try:
-            low, high = self._consumer.get_watermark_offsets(TopicPartition(self._topic, 0), timeout=READ_S_MAX)
+            low, high = watermarks(self._consumer, self._topic, 0, timeout_s=READ_S_MAX)
         except KafkaException as error:
             raise OperatorError(f"cannot read {self._topic}: {error}") from error
         self._read = low
