@@ -15,7 +15,9 @@ from stream.bits import kernel, sigmoid
 CAPACITY = 32_768
 FRAUDS_MIN = 100  # below it the uncertainty of the shift is more than 10 %: leave the logits alone
 PRIOR_FRAUDS = 20.0  # how many frauds' worth of belief there is in a slope of 1
-STEPS = 8
+FIRST_STEPS = 12
+STEPS = 3  # from the fit before, which is near
+REFIT_EXAMPLES = 256  # between two fits: less than a hundredth of the ring
 SLOPE_MIN, SLOPE_MAX = 0.3, 2.0
 SHIFT_MAX = 4.0
 
@@ -82,6 +84,7 @@ class CalibrationState(msgspec.Struct, frozen=True, array_like=True):
     fraud: bytes
     weight: bytes
     fit: bytes
+    fitted_at: int
 
 
 class Calibration:
@@ -94,6 +97,7 @@ class Calibration:
         self.fraud = np.zeros(capacity)
         self.weight = np.zeros(capacity)
         self.fitted = np.array([1.0, 0.0])
+        self.fitted_at = 0
 
     def add(self, logit: float, fraud: bool, weight: float) -> None:
         """One example; the oldest makes room. Negative weights (what is taken back) are allowed."""
@@ -105,11 +109,14 @@ class Calibration:
 
     def fit(self) -> tuple[float, float]:
         """(slope, shift); (1, 0) while there are less than FRAUDS_MIN frauds or no legitimate payment."""
+        if self.fitted_at and self.at - self.fitted_at < REFIT_EXAMPLES:
+            return float(self.fitted[0]), float(self.fitted[1])
         n = min(self.at, self.capacity)
         fraud, weight = self.fraud[:n], self.weight[:n]
         if float((fraud * weight).sum()) < FRAUDS_MIN or not ((1.0 - fraud) * weight).any():
             return 1.0, 0.0
-        _fit(self.logit[:n], fraud, weight, PRIOR_FRAUDS, STEPS, self.fitted)
+        _fit(self.logit[:n], fraud, weight, PRIOR_FRAUDS, STEPS if self.fitted_at else FIRST_STEPS, self.fitted)
+        self.fitted_at = self.at
         if not np.isfinite(self.fitted).all():
             self.fitted[:] = (1.0, 0.0)
         self.fitted[0] = min(max(float(self.fitted[0]), SLOPE_MIN), SLOPE_MAX)
@@ -134,6 +141,7 @@ class Calibration:
             self.fraud[:n].astype(np.uint8).tobytes(),
             self.weight[:n].tobytes(),
             self.fitted.tobytes(),
+            self.fitted_at,
         )
 
     def resume(self, state: CalibrationState) -> None:
@@ -145,3 +153,4 @@ class Calibration:
         self.fraud[:n] = np.frombuffer(state.fraud, np.uint8)
         self.weight[:n] = np.frombuffer(state.weight, np.float64)
         self.fitted = np.frombuffer(state.fit, np.float64).copy()
+        self.fitted_at = state.fitted_at

@@ -17,7 +17,7 @@ from stream.bits import kernel, sigmoid
 LEARNING_RATE = 0.3
 INTERCEPT_RATE = 0.01
 L2 = 1e-5
-EPSILON = 1e-8  # AdaGrad's
+EPSILON = 1.0  # not River's 1e-8: the first step on a rare bin follows its gradient, and is not a leap of 0.3
 
 
 @kernel

@@ -19,7 +19,7 @@ from stream.model.calibration import Calibration, CalibrationState
 from stream.model.compiled import Compiled, build
 from stream.model.gam import Gam, GamState
 from stream.model.gate import Verdict, judge
-from stream.model.pairs import COARSE, PAIR_STRIDE, keys_of
+from stream.model.pairs import COARSE, PAIR_STRIDE, keys_of, mean_contributions
 from stream.model.ring import Ring, RingState
 
 PROVISIONAL_KINDS: Final = frozenset({"fraud_report"})
@@ -210,6 +210,13 @@ class Learner:
         self.active = compiled
         return Published(compiled, verdict)
 
+    def logit(self, features: NDArray[np.float32]) -> float:
+        """The uncalibrated logit of one row by what was learned so far; 0 while there are no bins."""
+        if self.cuts is None:
+            return 0.0
+        keys_of(features, self.cuts, self.pairs, COARSE, self._keys)
+        return self.gam.logit(self._keys)
+
     def expected_over_observed(self) -> float:
         """Frauds that the calibrated model expected over those that came, on recent examples. NaN without frauds."""
         return self.calibration.expected_over_observed()
@@ -275,17 +282,8 @@ class Learner:
     def _compile(self, offset: int) -> Compiled:
         assert self.cuts is not None
         n = self.settings.features
-        rows = self.recent.rows
         baseline = np.zeros(n)
-        keys = np.empty((len(rows), n + len(self.pairs)), np.int32)
-        for i in range(len(rows)):
-            keys_of(rows[i], self.cuts, self.pairs, COARSE, keys[i])
-        if len(rows):
-            mean = _column_means(self.gam.weights[keys])
-            baseline += mean[:n]
-            for j, (one, other) in enumerate(self.pairs):
-                baseline[one] += mean[n + j] / 2.0
-                baseline[other] += mean[n + j] / 2.0
+        mean_contributions(self.recent.rows, self.cuts, self.pairs, COARSE, self.gam.weights, baseline)
         slope, shift = self.calibration.fit()
         return build(
             offset=offset,
@@ -343,11 +341,3 @@ class Learner:
         learner.active = Compiled.decode(state.active) if state.active else None
         learner._ticked_steps = state.ticked_steps
         return learner
-
-
-def _column_means(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means whose bits do not depend on how numpy splits a sum: row by row."""
-    total = np.zeros(table.shape[1])
-    for row in table:
-        total += row
-    return total / len(table)

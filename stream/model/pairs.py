@@ -3,6 +3,8 @@
 Coarse levels are at fixed quantiles, so a cell keeps its meaning when the bins below it are renewed.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,34 @@ LEVELS = len(LEVEL_QUANTILES) + 2  # and the absent one
 PAIR_STRIDE = LEVELS * LEVELS
 
 assert set(LEVEL_QUANTILES) <= set(QUANTILES), "a level's end is a bin's end"
+
+# By what frauds are, not by what one data set showed: too much for this payer, again and again, at an odd hour, of an
+# odd kind, or at a place whose frauds are already known.
+CROSSED = (
+    ("account_amount_ratio", "account_outliers_14d_count"),
+    ("amount", "account_outliers_14d_count"),
+    ("account_amount_z", "account_outliers_14d_count"),
+    ("account_amount_ratio", "account_payments_1d_count"),
+    ("account_since_last_s", "account_amount_ratio"),
+    ("amount", "local_hour"),
+    ("amount", "mcc"),
+    ("local_hour", "mcc"),
+    ("account_category_amount_ratio", "local_hour"),
+    ("terminal_fraud_run_count", "terminal_fraud_28d_share"),
+    ("terminal_fraud_run_count", "terminal_fraud_run_age_s"),
+    ("terminal_frauds_last_5_count", "terminal_frauds_ordinary_28d_count"),
+)
+
+
+def pairs_of(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """CROSSED as places in `names`, the model's features; a pair with a feature that is not there is left out.
+
+    >>> pairs_of(["amount", "other", "local_hour"])
+    ((0, 2),)
+    """
+    place = {name: i for i, name in enumerate(names)}
+    return tuple((place[a], place[b]) for a, b in CROSSED if a in place and b in place)
+
 
 COARSE = np.zeros(STRIDE, np.int32)  # level of a bin; 0 = absent
 for _bin in range(1, STRIDE):
@@ -38,3 +68,28 @@ def keys_of(
         keys[features + j] = features * STRIDE + j * PAIR_STRIDE + cell
     for f in range(features):
         keys[f] += f * STRIDE
+
+
+@kernel
+def mean_contributions(
+    x: NDArray[np.float32],
+    cuts: NDArray[np.float32],
+    pairs: NDArray[np.int32],
+    coarse: NDArray[np.int32],
+    weights: NDArray[np.float64],
+    out: NDArray[np.float64],
+) -> None:
+    """Add to `out` [features] the mean weight that each feature has over the rows `x`; half a cell's to either of two.
+
+    Row by row, so that no library decides how the sum is split.
+    """
+    rows, features = x.shape
+    keys = np.empty(features + pairs.shape[0], np.int32)
+    for i in range(rows):
+        keys_of(x[i], cuts, pairs, coarse, keys)
+        for f in range(features):
+            out[f] += weights[keys[f]] / rows
+        for j in range(pairs.shape[0]):
+            half = weights[keys[features + j]] / 2.0 / rows
+            out[pairs[j, 0]] += half
+            out[pairs[j, 1]] += half

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from stream.model.bins import CUTS, QUANTILES, STRIDE
 from stream.model.compiled import ENCODED_BYTES_MAX, LOGIT_MAX, Compiled, Corrupt, build
 from stream.model.gam import Gam
-from stream.model.pairs import COARSE, LEVELS, PAIR_STRIDE, keys_of
+from stream.model.pairs import COARSE, LEVELS, PAIR_STRIDE, keys_of, mean_contributions
 
 PAIRS = np.array([[0, 1], [3, 2]], np.int32)
 
@@ -142,3 +142,13 @@ def test_levels_rise_with_the_bins_and_absent_is_a_level_of_its_own():
     assert COARSE[0] == 0
     assert (np.diff(used) >= 0).all()
     assert set(used.tolist()) == set(range(1, LEVELS))
+
+
+def test_mean_contributions_are_the_mean_of_contributions():
+    model, rows = _model(2), _rows(3, 50)
+    found = np.zeros(5)
+    mean_contributions(rows, model.cut_points, PAIRS, COARSE, np.frombuffer(model.weights, np.float64), found)
+    baseline = np.frombuffer(model.baseline, np.float64)
+    np.testing.assert_allclose(
+        np.mean([model.contributions(row) for row in rows], axis=0) + baseline, found, atol=1e-12
+    )

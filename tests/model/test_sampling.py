@@ -12,4 +12,4 @@ def test_weights_add_up_to_all_payments(one_in: int):
 
 def test_the_choice_is_independent_of_the_low_bits():
     kept = [h for h in range(100_000) if keep_legitimate((h * 0x9E3779B97F4A7C15 % 2**32) << 32 | 7)]
-    assert 9_500 < len(kept) < 10_500
+    assert 24_000 < len(kept) < 26_000
