@@ -133,8 +133,7 @@ class _Counts:
 
     def take(self, message: Message, topic_id: bytes) -> None:
         self.answers += 1
-        headers = dict(message.headers() or [])
-        origin = (headers.get("origin") or b"::").split(b":")
+        origin = _origin(message).split(b":")
         value = message.value() or b""
         if origin[0] != topic_id:
             return
@@ -155,6 +154,14 @@ class _Counts:
 
     def contradicting_payments(self) -> int:
         return len(self._contradicting)
+
+
+def _origin(message: Message) -> bytes:
+    """The header that says which record this delivery answers: topic id, partition, offset."""
+    for name, value in message.headers() or ():
+        if name == "origin" and isinstance(value, bytes):
+            return value
+    return b"::"
 
 
 def _is_backfill(value: bytes | None) -> bool:
