@@ -326,6 +326,27 @@ def test_eviction_spares_the_latest_and_what_is_not_exported():
     assert asked == [b"a"]
 
 
+def test_those_who_stay_are_found_after_others_leave():
+    windows = EntityWindows()
+    keys = [b"%d" % i for i in range(2_000)]
+    asked: list[bytes] = []
+
+    def load(wanted: list[bytes]) -> list[bytes | None]:
+        asked.extend(key for key in wanted if key != STORE_KEY)
+        return [None] * len(wanted)
+
+    for step in (2, 3, 5):
+        windows.slots(keys, load)
+        stay = keys[::step]
+        slots = windows.slots(stay, load)
+        assert windows.evict(len(stay)) == len(keys) - len(stay)
+        asked.clear()
+        assert windows.slots(stay, load).tolist() == slots.tolist()
+        assert asked == []
+        windows.slots(keys, load)
+        assert asked == [key for key in keys if key not in set(stay)]
+
+
 def test_rings_of_the_evicted_are_used_again():
     windows = EntityWindows()
     size = 0
