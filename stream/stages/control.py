@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
-from stream.features import FEATURES_VERSION
+from stream.features import ENTITY_FEATURES, FEATURES_VERSION, PAYMENT_FEATURES
 from stream.model.compiled import Compiled, Corrupt
+from stream.rules.compiled import compile_rules
 from stream.rules.errors import RulesRefused
 from stream.rules.policy import decode_policy
 from stream.rules.ruleset import decode_ruleset
@@ -23,6 +24,13 @@ from topics.payment import Payment
 from topics.refusals import Refusal
 
 CONTROL = "control"
+FULL_NAMES = (
+    *(f"account_{feature.name}" for feature in ENTITY_FEATURES),
+    *(f"terminal_{feature.name}" for feature in ENTITY_FEATURES),
+    *(feature.name for feature in PAYMENT_FEATURES),
+)
+"""The columns that a rule may name."""
+
 RATE_UNIT = 10**9
 BASE_DEFAULT = Rates(base="EUR", nano_base_per_minor={})
 
@@ -97,7 +105,7 @@ def refused_because(record: Control) -> str | None:
         if record.kind == "model":
             payload_as(record, ModelPayload)
         elif record.kind == "rules":
-            decode_ruleset(bytes(record.payload))
+            compile_rules(decode_ruleset(bytes(record.payload)), FULL_NAMES)
         elif record.kind == "policy":
             decode_policy(bytes(record.payload))
         elif record.kind == "settings":

@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.features import (
-    ENTITY_FEATURES,
     FEATURES_VERSION,
     MODEL_NAMES,
-    PAYMENT_FEATURES,
     assemble,
     payment_features,
 )
@@ -35,7 +33,7 @@ from stream.rules.policy import (
 from stream.rules.reasons import reason_codes
 from stream.rules.ruleset import canonical_bytes, decode_ruleset
 from stream.stages import keys
-from stream.stages.control import ModelPayload, control_of
+from stream.stages.control import FULL_NAMES, ModelPayload, control_of
 from stream.stages.model_reasons import MODEL_REASONS
 from stream.stages.stage import Step, origin_n
 from stream.stages.state import State
@@ -45,13 +43,6 @@ from topics.decision import Decision, Origin, Position, Versions
 from topics.details import DecisionDetails, RuleHit
 from topics.journal import Marker, Placed
 from topics.payment import Payment
-
-FULL_NAMES = (
-    *(f"account_{feature.name}" for feature in ENTITY_FEATURES),
-    *(f"terminal_{feature.name}" for feature in ENTITY_FEATURES),
-    *(feature.name for feature in PAYMENT_FEATURES),
-)
-"""The columns that a rule may name."""
 
 _encode = msgspec.json.Encoder().encode
 
