@@ -7,10 +7,11 @@
 Keys start with one byte that names their table, so one store holds a stage's tables side by side.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple, Protocol
 
-from sortedcontainers import SortedDict
+from sortedcontainers import SortedList
 
 HIGHEST = b"\xff" * 64
 
@@ -33,41 +34,62 @@ class Changes(NamedTuple):
 
 
 class MemoryStore:
-    """A store in memory, for tests, simulation and off-line runs."""
+    """A store in memory, for tests, simulation and off-line runs.
+
+    A table's keys are put in order when it is first scanned or dropped from, and kept so from there on: most tables
+    never are, and order costs several times what a dict does.
+    """
 
     def __init__(self) -> None:
-        self._pairs = SortedDict()
+        self._pairs: dict[bytes, bytes] = {}
+        self._ordered: dict[int, SortedList] = {}
 
     def get_many(self, keys: Sequence[bytes], /) -> list[bytes | None]:
-        get = self._pairs.get
-        return [get(key) for key in keys]
+        return list(map(self._pairs.get, keys))
 
     def scan(self, low: bytes, high: bytes, limit: int, /) -> list[tuple[bytes, bytes]]:
-        found: list[tuple[bytes, bytes]] = []
-        for key in self._pairs.irange(low, high, inclusive=(True, False)):
-            if len(found) == limit:
-                break
-            found.append((key, self._pairs[key]))
-        return found
+        pairs = self._pairs
+        return [(key, pairs[key]) for key in islice(self._between(low, high), limit)]
 
     def write(self, changes: Changes) -> None:
+        pairs, ordered = self._pairs, self._ordered
         for low, high in changes.ranges:
-            for key in list(self._pairs.irange(low, high, inclusive=(True, False))):
-                del self._pairs[key]
+            for key in list(self._between(low, high)):
+                self._remove(key)
+        fresh: dict[int, list[bytes]] = {table: [] for table in ordered}
         for key, value in changes.writes.items():
             if value is None:
-                self._pairs.pop(key, None)
-            else:
-                self._pairs[key] = value
+                if key in pairs:
+                    self._remove(key)
+                continue
+            if key[0] in ordered and key not in pairs:
+                fresh[key[0]].append(key)
+            pairs[key] = value
+        for table, keys in fresh.items():
+            ordered[table].update(keys)
 
     def pairs(self) -> Iterable[tuple[bytes, bytes]]:
         """All that is stored, in order of key."""
-        return self._pairs.items()
+        return sorted(self._pairs.items())
 
     def copy(self) -> "MemoryStore":
         twin = MemoryStore()
         twin._pairs = self._pairs.copy()
         return twin
+
+    def _remove(self, key: bytes) -> None:
+        del self._pairs[key]
+        if key[0] in self._ordered:
+            self._ordered[key[0]].remove(key)
+
+    def _between(self, low: bytes, high: bytes) -> Iterator[bytes]:
+        """Keys with low <= key < high, ascending."""
+        if low[:1] != high[:1] or not low:
+            return iter(sorted(key for key in self._pairs if low <= key < high))
+        table = low[0]
+        if table not in self._ordered:
+            self._ordered[table] = SortedList(key for key in self._pairs if key[0] == table)
+        return self._ordered[table].irange(low, high, inclusive=(True, False))
 
 
 class State:
