@@ -38,6 +38,19 @@ SEEN_BY: Final[dict[str, frozenset[str]]] = {
     "stream.replay": INNER | {"stream.settings", "stream.metrics", "stream.dataset"},
     "stream.evaluate": INNER | {"stream.settings", "stream.metrics", "stream.dataset", "stream.replay"},
     "stream.worker": INNER | {"stream.settings", "stream.metrics", "stream.broker"},
+    "stream.operate": INNER | {"stream.settings", "stream.broker", "stream.worker"},
+    "stream.reconcile": frozenset({"topics", "stream.errors", "stream.broker"}),
+    "stream.demo": INNER
+    | {
+        "stream.settings",
+        "stream.dataset",
+        "stream.broker",
+        "stream.publish",
+        "stream.simulate",
+        "stream.evaluate",
+        "stream.operate",
+        "stream.reconcile",
+    },
     "stream.cli": INNER
     | {
         "stream.settings",
@@ -49,6 +62,9 @@ SEEN_BY: Final[dict[str, frozenset[str]]] = {
         "stream.replay",
         "stream.evaluate",
         "stream.worker",
+        "stream.operate",
+        "stream.reconcile",
+        "stream.demo",
     },
 }
 

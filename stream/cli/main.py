@@ -2,7 +2,7 @@
 
 import typer
 
-from stream.cli import broker, evaluate, operate, publish, reconcile, simulate, topics, worker
+from stream.cli import broker, demo, evaluate, operate, publish, reconcile, simulate, topics, worker
 
 app = typer.Typer(
     name="fraud",
@@ -10,6 +10,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command("demo", epilog=demo.EPILOG)(demo.command)
 app.add_typer(broker.app)
 app.add_typer(topics.app)
 app.command("init", epilog="Example: fraud init --from earliest")(operate.init)
