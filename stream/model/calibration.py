@@ -17,7 +17,7 @@ FRAUDS_MIN = 100  # below it the uncertainty of the shift is more than 10 %: lea
 PRIOR_FRAUDS = 20.0  # how many frauds' worth of belief there is in a slope of 1
 FIRST_STEPS = 12
 STEPS = 3  # from the fit before, which is near
-REFIT_EXAMPLES = 256  # between two fits: less than a hundredth of the ring
+REFIT_EXAMPLES = 1_024  # between two fits: a thirty-second of the ring
 SLOPE_MIN, SLOPE_MAX = 0.3, 2.0
 SHIFT_MAX = 4.0
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stream.bits import fixed_vectors, kernel, sigmoid
 from stream.model.bins import CUTS, QUANTILES, STRIDE, bin_of
-from stream.model.pairs import COARSE, LEVELS, PAIR_STRIDE
+from stream.model.pairs import COARSE, LEVELS, PAIR_STRIDE, keys_of
 
 FORMAT = 1
 ENCODED_BYTES_MAX = 65_536
@@ -53,6 +53,31 @@ def _score(
             z = -LOGIT_MAX
         logit[i] = z
         p[i] = sigmoid(z)
+
+
+@kernel
+def _contributions(
+    x: NDArray[np.float32],
+    cuts: NDArray[np.float32],
+    weights: NDArray[np.float64],
+    pairs: NDArray[np.int32],
+    coarse: NDArray[np.int32],
+    slope: float,
+    baseline: NDArray[np.float64],
+    out: NDArray[np.float64],
+) -> None:
+    rows, features = x.shape
+    keys = np.empty(features + pairs.shape[0], np.int32)
+    for i in range(rows):
+        keys_of(x[i], cuts, pairs, coarse, keys)
+        for f in range(features):
+            out[i, f] = weights[keys[f]] - baseline[f]
+        for j in range(pairs.shape[0]):
+            half = weights[keys[features + j]] / 2.0
+            out[i, pairs[j, 0]] += half
+            out[i, pairs[j, 1]] += half
+        for f in range(features):
+            out[i, f] *= slope
 
 
 class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -185,16 +210,19 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
         They sum to logit - `baseline_logit` (before the clip). Half of a pair's weight goes to each of its two.
         """
+        if x.shape != (self.features,):
+            raise ValueError(f"a row of {self.features} features, got shape {x.shape}")
+        return self.contributions_of(x.reshape(1, -1))[0]
+
+    def contributions_of(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The same for many rows at once: float64 [n, features] of float32 [n, features]."""
+        if x.ndim != 2 or x.shape[1] != self.features:
+            raise ValueError(f"rows of {self.features} features, got shape {x.shape}")
         weights, pairs, scalars, baseline = self._arrays
-        bins = np.array([bin_of(self.cut_points[f], x[f]) for f in range(self.features)], np.int64)
-        out = weights[np.arange(self.features) * STRIDE + bins]
-        for j in range(len(pairs)):
-            one, other = int(pairs[j, 0]), int(pairs[j, 1])
-            cell = int(COARSE[bins[one]]) * LEVELS + int(COARSE[bins[other]])
-            half = weights[self.features * STRIDE + j * PAIR_STRIDE + cell] / 2.0
-            out[one] += half
-            out[other] += half
-        return (out - baseline) * scalars[1]
+        out = np.empty(x.shape)
+        rows = np.ascontiguousarray(x, np.float32)
+        _contributions(rows, self.cut_points, weights, pairs, COARSE, scalars[1], baseline, out)
+        return out
 
 
 def build(

@@ -66,7 +66,7 @@ def test_restored_it_fits_the_same_bits():
     again = Calibration()
     again.resume(first.state())
     for calibration in (first, again):
-        for _ in range(300):
+        for _ in range(1_100):
             calibration.add(-1.0, True, 1.0)
     assert again.fit() == first.fit()
     assert again.state() == first.state()

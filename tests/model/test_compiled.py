@@ -152,3 +152,11 @@ def test_mean_contributions_are_the_mean_of_contributions():
     np.testing.assert_allclose(
         np.mean([model.contributions(row) for row in rows], axis=0) + baseline, found, atol=1e-12
     )
+
+
+def test_contributions_of_many_rows_are_those_of_each():
+    model, rows = _model(2, slope=0.7), _rows(3, 20)
+    together = model.contributions_of(rows)
+    assert together.tobytes() == np.stack([model.contributions(row) for row in rows]).tobytes()
+    with pytest.raises(ValueError, match="5 features"):
+        model.contributions(rows[0, :4])
