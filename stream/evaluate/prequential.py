@@ -42,7 +42,9 @@ class Prequential:
     def __init__(self, settings: Evaluation, *, read: Reader, topics: Sequence[str] = (DECISIONS,)) -> None:
         self.settings = settings
         self.log = LocalLog()
-        self.local = Local(self.log, Partitions(), batch=settings.batch, plain=settings.plain)
+        self.local = Local(
+            self.log, Partitions(), batch=settings.batch, plain=settings.plain, details=DETAILS in topics
+        )
         self.taken: dict[str, int] = dict.fromkeys(TOPIC_OF, 0)
         self._read = read
         self._topics = tuple(topics)
@@ -120,6 +122,7 @@ class Prequential:
         for topic in self._topics:
             self._give(topic)
         self._forget()
+        self.terminal.answered_at_ms.clear()
 
     def _tick(self, at_ms: int) -> None:
         """All data before this instant is in: let what is due mature, and the learner publish."""

@@ -28,13 +28,14 @@ def build_runner(
     partitions: Partitions,
     *,
     plain: bool = False,
+    details: bool = True,
     start_offset: int = 0,
     learner: Callable[[], Learner] = fresh_learner,
 ) -> PartitionRunner:
     state = State(store, scanned=TABLE_PENDING)
     return PartitionRunner(
         journal,
-        build_stage(journal, state, partitions, plain=plain, learner=learner),
+        build_stage(journal, state, partitions, plain=plain, details=details, learner=learner),
         state,
         start_offset=start_offset,
         internal=journal.topic not in FOREIGN,
@@ -51,6 +52,7 @@ class Local:
         partitions: Partitions,
         *,
         plain: bool = False,
+        details: bool = True,
         batch: int = READ_MAX,
         learner: Callable[[], Learner] = fresh_learner,
     ) -> None:
@@ -66,7 +68,9 @@ class Local:
                 journal = Journal(topic, local_topic_id(topic), partition)
                 at = (topic, partition)
                 self.stores[at] = store
-                self.runners[at] = build_runner(journal, store, partitions, plain=plain, learner=learner)
+                self.runners[at] = build_runner(
+                    journal, store, partitions, plain=plain, details=details, learner=learner
+                )
 
     def take(self, topic: str, partition: int) -> None:
         """Apply all that was appended to one partition, as one round, whatever `batch` is: intake gathers by rounds."""

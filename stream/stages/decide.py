@@ -155,8 +155,10 @@ class Decider:
             return None
         return self.model.contributions(np.frombuffer(decided.rows[i], np.float32)).tolist()
 
-    def answer(self, step: Step, item: Placed, decided: Decided, i: int) -> tuple[bytes, bytes]:
-        """Decision and details: the same bytes in every delivery."""
+    def answer(
+        self, step: Step, item: Placed, decided: Decided, i: int, *, details: bool = True
+    ) -> tuple[bytes, bytes | None]:
+        """Decision and, if asked for, details: the same bytes in every delivery."""
         payment = item.payment
         code = decided.verdict[i]
         said = VERDICTS[code]
@@ -181,7 +183,9 @@ class Decider:
                 respond_by=payment.respond_by,
             )
         )
-        details = DecisionDetails(
+        if not details:
+            return decision, None
+        described = DecisionDetails(
             decision=cast(Decision, msgspec.Raw(decision)),  # as it is: not encoded again
             feature_set=FEATURES_VERSION,
             features=decided.rows[i],
@@ -192,7 +196,7 @@ class Decider:
             near_hits=self._described(decided.near[i], decided.full[i]) if decided.near[i] else [],
             late=item.late,
         )
-        return decision, _encode(details)
+        return decision, _encode(described)
 
     def _described(self, mask: int, row: NDArray[np.float32]) -> list[RuleHit]:
         return [RuleHit(hit.code, hit.feature, hit.value, hit.limit) for hit in self.rules.describe(mask, row)]

@@ -68,7 +68,10 @@ class _Globals(Struct, array_like=True):
 
 
 class TerminalStage:
-    """`account_partitions`: of the account journal, whose clocks this stage waits for; `decision_partitions`."""
+    """`account_partitions`: of the account journal, whose clocks this stage waits for; `decision_partitions`.
+
+    `details`: False where nobody reads them, as in an evaluation. Nothing else changes.
+    """
 
     def __init__(
         self,
@@ -79,9 +82,11 @@ class TerminalStage:
         decision_partitions: int,
         slots_max: int = 200_000,
         plain: bool = False,
+        details: bool = True,
     ) -> None:
         self._state = state
         self._slots_max = slots_max
+        self._details = details
         self.windows = EntityWindows(plain=plain)
         self.meaning = Meaning(state)
         self.decider = Decider(state, partition=partition)
@@ -175,14 +180,15 @@ class TerminalStage:
         if mode != "backfill":
             verdict = VERDICTS[decided.verdict[i]]
             self.counts[verdict if mode == "live" else f"test:{verdict}"] += 1
-            value, details = self.decider.answer(step, item, decided, i)
+            value, details = self.decider.answer(step, item, decided, i, details=self._details)
             if item.at_ms >= self._globals.answers_from_ms:  # else it is forgotten already, wherever a run is cut
                 self._state.put(keys.time_key(keys.TABLE_ANSWER, item.at_ms, item.pid), value)
             self.answered_at_ms.append(item.at_ms)
             self._answers.send(
                 step, delivery_of(item), payment.tenant_id, payment.account_id, value, repeat=False, out=out
             )
-            self._answers.send_details(step, payment.tenant_id, payment.account_id, details, out)
+            if details is not None:
+                self._answers.send_details(step, payment.tenant_id, payment.account_id, details, out)
         if mode == "test":
             return
         features = decided.rows[i]

@@ -51,6 +51,7 @@ def build_stage(
     partitions: Partitions,
     *,
     plain: bool = False,
+    details: bool = True,
     accounts_max: int = 200_000,
     terminals_max: int = 100_000,
     learner: Callable[[], Learner] = fresh_learner,
@@ -82,6 +83,7 @@ def build_stage(
             decision_partitions=partitions.decisions,
             slots_max=terminals_max,
             plain=plain,
+            details=details,
         )
     if topic == EXAMPLES:
         return LearnStage(state, learner)
