@@ -16,6 +16,13 @@ DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
 START_MS = 1_735_689_600_000
 LABEL_KINDS = ("fraud_report", "chargeback", "chargeback", "confirmed_fraud", "confirmed_legit", "dispute_other")
+BAD_CONTROL = (
+    b"",
+    b"{",
+    b'{"kind":"model","by":"x","why":"y","payload":{}}',
+    b'{"kind":"rules","by":"x","why":"y","payload":{"rules":[{"code":"a","title":"t","action":"decline",'
+    b'"when":[{"feature":"there_is_none","op":"gt","value":1}]}]}}',
+)
 CODES = (None, "10.4", "4837", "13.1", "zz")
 
 
@@ -76,9 +83,7 @@ def _control(rng: Random, at_ms: int, forgetful: bool, kind: str) -> Arrives:
     elif kind == "rates":
         payload = Rates(base="EUR", nano_base_per_minor={"USD": rng.randrange(8 * 10**8, 10**9)})
     else:
-        return Arrives(
-            at_ms, "control", 0, rng.choice((b"", b"{", b'{"kind":"model","by":"x","why":"y","payload":{}}'))
-        )
+        return Arrives(at_ms, "control", 0, rng.choice(BAD_CONTROL))
     return Arrives(at_ms, "control", 0, encode_control(kind=kind, by="sim", why="seeded", payload=payload))
 
 

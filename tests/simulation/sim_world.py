@@ -247,9 +247,9 @@ class World:
         if self.faults and rng.random() < 0.05:
             host.fetched.append((epoch, records))
             self.happened["delivered twice"] += 1
-        if self.faults and rng.random() < 0.01 and epoch:
-            far = self.log.read(host.tp, max(0, host.runner.next_offset - 3), 5)
-            host.fetched.append((epoch - 1, far))
+        if self.faults and epoch and rng.random() < 0.2:
+            far = self.log.read(host.tp, host.runner.next_offset + rng.randrange(-2, 3), 5)
+            host.fetched.appendleft((epoch - 1, far))
             self.happened["stale fetch"] += 1
         host.position = records[-1].offset + 1
         return True
@@ -343,7 +343,7 @@ class World:
         while self.load:
             self.turn += 1
             if rng.random() > busy:
-                for _ in range(rng.choice((1, 1, 5, 20))):
+                for _ in range(rng.choice((1, 1, 3, 12))):
                     self.publish()
             worker = rng.choice(self.workers)
             if worker.up and not worker.paused:
@@ -387,33 +387,33 @@ class World:
         rng = self.rng
         chance = rng.random()
         worker = rng.choice(self.workers)
-        if chance < 0.008:
+        if chance < 0.05:
             if worker.up:
                 worker.armed = rng.choice(CRASH_POINTS)
-        elif chance < 0.010:
+        elif chance < 0.06:
             if worker.up and not worker.paused:
                 self.crash(worker)
-        elif chance < 0.016:
+        elif chance < 0.14:
             if not worker.up:
                 worker.up = True
                 self.rebalance()
-        elif chance < 0.020:
+        elif chance < 0.17:
             self.rebalance()
-        elif chance < 0.026:
+        elif chance < 0.21:
             if worker.up and not worker.paused:
                 worker.paused = True
                 self.happened["paused"] += 1
-        elif chance < 0.036:
+        elif chance < 0.26:
             if worker.paused:
                 worker.paused = False
                 if any(self.group.lease[tp] != host.lease for tp, host in worker.hosts.items()):
                     self.happened["zombie"] += 1
-        elif chance < 0.038:
+        elif chance < 0.28:
             tp = rng.choice(self.tps)
             if tp[0] == "terminal-journal":
-                self.held[tp] = self.turn + 150
+                self.held[tp] = self.turn + 60
                 self.happened["held"] += 1
-        elif chance < 0.039:
+        elif chance < 0.29:
             tp = rng.choice(self.tps)
             if tp in self.group.offsets:  # an operator resets the group's offset: it carries no word of ours
                 self.group.offsets[tp] = (rng.randrange(self.log.end(tp) + 1), rng.choice(("", "1:00:0")))
@@ -427,6 +427,9 @@ class World:
             worker.armed = None
             worker.up = True
             worker.paused = False
+            for host in worker.hosts.values():  # a fetch that was lost at the log's end shows at the next record only
+                host.fetched.clear()
+                host.position = host.runner.next_offset
         self.rebalance()
         for _ in range(SETTLE_ROUNDS_MAX):
             if not self._round():
