@@ -45,12 +45,11 @@ class Published(msgspec.Struct, frozen=True, kw_only=True):
     late_s: float
 
 
-def connect(bootstrap: str, *, client: Mapping[str, Any] | None = None) -> Producer:
-    """An idempotent producer. `client`: further settings of librdkafka (security), which win."""
+def connect(client: Mapping[str, Any]) -> Producer:
+    """An idempotent producer. `client`: where the broker is, and how to log in (`Settings.client`)."""
     return Producer(
         {
-            "bootstrap.servers": bootstrap,
-            "client.id": "fraud-publish",
+            **client,
             "enable.idempotence": True,
             "acks": "all",
             "compression.type": "lz4",
@@ -61,7 +60,6 @@ def connect(bootstrap: str, *, client: Mapping[str, Any] | None = None) -> Produ
             "message.timeout.ms": DELIVERY_TIMEOUT_MS,
             # A call in Python for each record would double its cost. What fails is all that we must hear of.
             "delivery.report.only.error": True,
-            **(client or {}),
         }
     )
 

@@ -26,6 +26,8 @@ from stream.simulate.settings import DAY_MS, SimulationSettings
 from stream.simulate.world import CATEGORY_INDEX, CITIES, FRAUDS, Channel, Entry, Kind, ThreeDs
 
 VICTIMS_PER_FRAUDSTER: Final = 3
+FORCED_FALLBACK: Final = 0.75
+TRIES_MAX: Final = 20_000  # at places to compromise
 
 
 class _Scene(msgspec.Struct, frozen=True):
@@ -130,17 +132,17 @@ def _draw(rng: np.random.Generator, names: tuple[str, ...], weights: tuple[float
 
 
 def _stolen(scene: _Scene, payments: int) -> Rows:
-    """A spree of hours: half far away, half in the victim's own city; larger than usual amounts."""
+    """A spree of an hour or two: most far away, others in the victim's own city; larger than usual amounts."""
     rng = scene.rng
     episodes = _episodes(scene, Kind.STOLEN, payments)
     count = len(episodes.step)
-    far = _per_episode(episodes, lambda n: (rng.random(n) < 0.5).astype(np.int64))
+    far = _per_episode(episodes, lambda n: (rng.random(n) < 0.65).astype(np.int64))
     elsewhere = _per_episode(episodes, lambda n: rng.integers(0, len(CITIES), n))
     episodes = msgspec.structs.replace(episodes, city=np.where(far == 1, elsewhere, episodes.city))
     names = ("electronics", "jewellery", "clothing", "fuel", "grocery", "cash")
     category = _draw(rng, names, (3.0, 1.0, 3.0, 1.5, 2.0, 1.5), count)
-    eur = amounts_eur(category, rng.lognormal(0.5, 0.4, count), rng)
-    at_ms = _walk_ms(episodes, 40.0 * MINUTE_MS, rng)
+    eur = amounts_eur(category, rng.lognormal(0.9, 0.4, count), rng)
+    at_ms = _walk_ms(episodes, 12.0 * MINUTE_MS, rng)
     return _card_present(scene, Kind.STOLEN, episodes, at_ms, category, cents_of(eur))
 
 
@@ -269,7 +271,7 @@ def _transfers(scene: _Scene, kind: Kind, payments: int, *, eur: float, sigma: f
 
 
 def _terminal(scene: _Scene, payments: int) -> tuple[Rows, Ints]:
-    """Legitimate-looking payments at a few points of acceptance that are bad for two to five weeks.
+    """Legitimate-looking payments at a few points of acceptance that are bad for three to six weeks.
 
     Returns them and their places in `scene.life`, where they replace what they were.
     """
@@ -281,30 +283,37 @@ def _terminal(scene: _Scene, payments: int) -> tuple[Rows, Ints]:
     used: set[int] = set()
     span_ms = scene.settings.days * DAY_MS
     by_terminal = places[np.argsort(life.terminal[places], kind="stable")]
+    candidates = np.unique(life.terminal[places])
     sorted_terminals = life.terminal[by_terminal]
-    for _ in range(max(0, min(payments, 10_000))):
+    for _ in range(max(0, min(payments * 4, TRIES_MAX))):
         if found >= payments or not len(places):
             break
-        bad = int(life.terminal[places[rng.integers(0, len(places))]])
+        bad = int(candidates[rng.integers(0, len(candidates))])
         begin = scene.settings.start_ms + int(rng.random() * span_ms)
-        end = begin + int(rng.uniform(14.0, 35.0) * DAY_MS)
-        share = rng.uniform(0.5, 0.95)
+        end = begin + int(rng.uniform(21.0, 42.0) * DAY_MS)
+        share = rng.uniform(0.6, 0.95)
         if bad in used:
             continue
-        used.add(bad)
         low, high = np.searchsorted(sorted_terminals, [bad, bad + 1])
         here = by_terminal[low:high]
         here = here[(life.at_ms[here] >= begin) & (life.at_ms[here] < end)]
         here = here[rng.random(len(here)) < share]
+        # A busy place would take all for itself, and thinned out it would not be a bad place.
+        if found + len(here) > max(payments, 3) * 1.1 or not len(here):
+            continue
+        used.add(bad)
         rows.append(here)
         found += len(here)
     index = np.sort(np.concatenate(rows)) if rows else np.empty(0, np.int64)
-    index = index[:payments] if found <= payments else np.sort(rng.permutation(index)[:payments])
     bad_rows = life.take(index)
-    raised = cents_of(bad_rows.cents * rng.lognormal(0.25, 0.25, len(index)) / 100.0)
+    raised = cents_of(bad_rows.cents * rng.lognormal(0.6, 0.3, len(index)) / 100.0)
     return (
         bad_rows.replace(
-            kind=np.full(len(index), Kind.TERMINAL, np.int64), episode=np.arange(len(index)), cents=raised
+            kind=np.full(len(index), Kind.TERMINAL, np.int64),
+            episode=np.arange(len(index)),
+            cents=raised,
+            # Who skims cards makes the chip fail, for many of them.
+            entry=np.where(rng.random(len(index)) < FORCED_FALLBACK, Entry.FALLBACK, bad_rows.entry).astype(np.int64),
         ),
         index,
     )

@@ -62,14 +62,15 @@ def amounts_eur(category: Ints, scale: Floats, rng: np.random.Generator) -> Floa
 
 
 def entries(category: Ints, cents: Ints, rng: np.random.Generator) -> Ints:
-    """How the card was read: contactless for small amounts, chip for larger ones, now and then a stripe."""
+    """How the card was read: contactless for small amounts, chip for larger ones, at times a stripe."""
     uniform = rng.random(len(category))
     touch = np.where(cents < 5_000, 0.8, 0.25)
-    shop = np.where(uniform < touch, Entry.CONTACTLESS, np.where(uniform > 0.99, Entry.MAGSTRIPE, Entry.CHIP))
+    worn = np.where(uniform > 0.996, Entry.FALLBACK, Entry.MAGSTRIPE)
+    shop = np.where(uniform < touch, Entry.CONTACTLESS, np.where(uniform > 0.99, worn, Entry.CHIP))
     stored = uniform < np.where(category == CATEGORY_INDEX["subscription"], 0.95, 0.45)
     online = np.where(stored, Entry.STORED, Entry.KEYED)
     channel = CATEGORY_CHANNEL[category]
-    cash = np.where(uniform > 0.99, Entry.MAGSTRIPE, Entry.CHIP)
+    cash = np.where(uniform > 0.99, worn, Entry.CHIP)
     return np.select(
         [channel == Channel.POS, channel == Channel.ECOM, channel == Channel.ATM], [shop, online, cash], Entry.NONE
     ).astype(np.int64)

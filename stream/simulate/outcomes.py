@@ -94,7 +94,7 @@ def delays_ms(delay: LabelDelay, uniform_normal: Floats) -> Ints:
 def _reasons(rows: Rows, scheme: Ints) -> Ints:
     """The fraud reason code of each payment, by scheme and how the card was used."""
     remote = CATEGORY_CHANNEL[rows.category] == Channel.ECOM
-    copied = rows.entry == Entry.MAGSTRIPE
+    copied = (rows.entry == Entry.MAGSTRIPE) | (rows.entry == Entry.FALLBACK)
     visa = np.where(remote, 4, np.where(copied, 1, 3))
     mastercard = np.where(remote, 5, np.where(copied, 7, 8))
     visa = np.where(~remote & (rows.entry == Entry.CONTACTLESS), 2, visa)

@@ -55,7 +55,7 @@ class Terminals(msgspec.Struct, frozen=True):
     group_start: Ints  # (categories * (cities + 1) + 1): where each group begins in that order
 
     def pick(self, category: Ints, city: Ints, uniform: Floats) -> Ints:
-        """A terminal of that category in that city by popularity; one of another city or, at last, trade if there is none."""
+        """A terminal of that category in that city by popularity; if there is none, of another city or trade."""
         width = ANYWHERE + 1
         group = category * width + city
         start, stop = self.group_start[group], self.group_start[group + 1]

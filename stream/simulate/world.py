@@ -118,9 +118,10 @@ class Entry(enum.IntEnum):
     MAGSTRIPE = 3
     KEYED = 4
     STORED = 5
+    FALLBACK = 6  # the chip did not work, so the stripe was read
 
 
-ENTRY_NAMES: Final = (None, "chip", "contactless", "magstripe", "manual", "credential_on_file")
+ENTRY_NAMES: Final = (None, "chip", "contactless", "magstripe", "manual", "credential_on_file", "fallback")
 
 
 class ThreeDs(enum.IntEnum):
@@ -161,13 +162,13 @@ class Fraud(NamedTuple):
 
 
 FRAUDS: Final = {
-    Kind.STOLEN: Fraud(0.24, 6.0, 0.05, "stolen"),
-    Kind.TESTING: Fraud(0.20, 8.0, 0.15, "stolen"),
-    Kind.TERMINAL: Fraud(0.14, 1.0, 0.10, "merchant"),
-    Kind.COUNTERFEIT: Fraud(0.15, 4.0, 0.05, "counterfeit"),
-    Kind.TAKEOVER: Fraud(0.11, 3.0, 0.05, "takeover"),
-    Kind.FIRST_PARTY: Fraud(0.05, 1.0, 0.10, "first_party"),
-    Kind.MULE: Fraud(0.06, 4.0, 0.20, "mule"),
-    Kind.APP_SCAM: Fraud(0.05, 1.5, 0.15, "app_scam"),
+    Kind.STOLEN: Fraud(0.28, 7.0, 0.05, "stolen"),
+    Kind.TESTING: Fraud(0.21, 8.0, 0.15, "stolen"),
+    Kind.TERMINAL: Fraud(0.09, 1.0, 0.10, "merchant"),
+    Kind.COUNTERFEIT: Fraud(0.17, 4.0, 0.05, "counterfeit"),
+    Kind.TAKEOVER: Fraud(0.12, 3.0, 0.05, "takeover"),
+    Kind.FIRST_PARTY: Fraud(0.04, 1.0, 0.10, "first_party"),
+    Kind.MULE: Fraud(0.05, 4.0, 0.20, "mule"),
+    Kind.APP_SCAM: Fraud(0.04, 1.5, 0.15, "app_scam"),
 }
 assert abs(sum(fraud.share for fraud in FRAUDS.values()) - 1.0) < 1e-9, "shares of the kinds of fraud sum to one"

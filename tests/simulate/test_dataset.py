@@ -55,7 +55,7 @@ def dataset(directory: Path, payments: pa.Table, labels: Any = None, updates: An
 times_ms = st.lists(st.integers(0, 12).map(lambda quarter: START_MS + quarter * HOUR_MS // 4), max_size=12).map(sorted)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(payments=times_ms, labels=times_ms, updates=times_ms, batch_rows=st.sampled_from([1, 2, 5, 1000]))
 def test_merge_is_in_order_and_loses_nothing(
     tmp_path: Path, payments: list[int], labels: list[int], updates: list[int], batch_rows: int
@@ -75,7 +75,7 @@ def test_merge_is_in_order_and_loses_nothing(
     assert keys == sorted(keys)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(payments=times_ms, labels=times_ms, batch_rows=st.sampled_from([1, 3, 1000]))
 def test_a_clock_record_says_the_truth_and_is_never_behind_by_an_hour(
     tmp_path: Path, payments: list[int], labels: list[int], batch_rows: int
@@ -152,7 +152,7 @@ row = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rows=st.lists(row, min_size=1, max_size=6))
 def test_rows_come_back_from_json_as_they_were(rows: list[dict[str, Any]]):
     kinds = [("payment_id", pa.string()), ("amount", pa.int64()), ("latitude", pa.float64())]
