@@ -1,0 +1,269 @@
+"""Is every answer what the log says? The recorded journals run again, off-line, in fresh stages, and are compared.
+
+Compared are whole records: value, key, headers and partition of all that the stages put on decisions, details and dead
+letters; every item that one stage sent to another's journal, whatever blocks it travelled in; and the state of each
+partition as the workers left it on disk.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from confluent_kafka import Consumer, TopicPartition
+
+from stream.broker.topic_admin import describe_topics, id_bytes
+from stream.replay.local import build_runner
+from stream.runner.partition import META_KEY, Reseek, Send, read_meta
+from stream.stages.stage import Journal, Record
+from stream.stages.state import MemoryStore
+from stream.stages.wiring import Partitions
+from stream.worker.store import RESERVED, RocksStore
+from topics.control import Skip, parse_control, payload_as
+from topics.journal import decode_block
+from topics.refusals import Refusal
+
+ANSWERS = ("decisions", "decision-details", "dead-letters")
+JOURNALS = ("account-journal", "terminal-journal")
+BATCH = 1_000
+Answer = tuple[str, int, bytes | None, bytes | None, tuple[tuple[str, bytes], ...]]
+
+
+class Checked(msgspec.Struct, kw_only=True):
+    """`records`: of the journals, run again. `answers`: distinct ones. All others must be 0:
+
+    `different`: on the topics, and not what the journals say; `absent`: what the journals say, and not on the topics;
+    `items_different`, `items_absent`: the same of items between stages; `intake_missing`: foreign records that are in
+    no account journal; `states_different`: partitions whose store is not the state of the run off-line.
+    """
+
+    records: int = 0
+    answers: int = 0
+    copies: int = 0
+    different: int = 0
+    absent: int = 0
+    items: int = 0
+    item_copies: int = 0
+    items_different: int = 0
+    items_absent: int = 0
+    intake_missing: int = 0
+    states: int = 0
+    states_different: int = 0
+    examples: list[str] = msgspec.field(default_factory=list[str])
+
+    @property
+    def wrong(self) -> int:
+        return (
+            self.different
+            + self.absent
+            + self.items_different
+            + self.items_absent
+            + self.intake_missing
+            + self.states_different
+        )
+
+
+def read_topic(client: Mapping[str, Any], name: str) -> dict[int, list[Record]]:
+    """All records of a topic, by partition: a plain consumer."""
+    consumer = Consumer(
+        {
+            **client,
+            "group.id": "chaos-check",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": True,
+            "isolation.level": "read_committed",
+        }
+    )
+    found: dict[int, list[Record]] = {}
+    try:
+        for partition in sorted(consumer.list_topics(name, timeout=30).topics[name].partitions):
+            low, high = consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=30)
+            records = found[partition] = []
+            if high <= low:
+                continue
+            consumer.assign([TopicPartition(name, partition, low)])
+            at = low
+            while at < high:
+                messages = consumer.consume(5_000, 20.0)
+                assert messages, f"{name}[{partition}]: nothing for 20 s at {at} of {high}"
+                for message in messages:
+                    at = (message.offset() or 0) + 1
+                    if message.error() is not None:
+                        at = message.offset() or at  # the end of the partition
+                        continue
+                    records.append(
+                        Record(
+                            message.offset() or 0,
+                            message.timestamp()[1],
+                            message.key(),
+                            message.value(),
+                            tuple(message.headers() or ()),
+                        )
+                    )
+            consumer.unassign()
+    finally:
+        consumer.close()
+    return found
+
+
+def verify(client: Mapping[str, Any], prefix: str, states: list[Path] | None = None) -> Checked:
+    """`states`: state directories of workers that have ended in order."""
+    names = {topic: prefix + topic for topic in (*JOURNALS, *ANSWERS, "payments", "updates", "labels", "control")}
+    described = describe_topics(client, list(names.values()))
+    ids = {topic: id_bytes(described[name].topic_id) for topic, name in names.items()}
+    count = {topic: len(described[name].partitions) for topic, name in names.items()}
+    partitions = Partitions(
+        payments=count["payments"],
+        account=count["account-journal"],
+        terminal=count["terminal-journal"],
+        decisions=min(count["decisions"], count["decision-details"]),
+    )
+    skips = _skips(read_topic(client, names["control"])[0])
+    checked = Checked()
+    said: Counter[Answer] = Counter()
+    items: dict[tuple[str, int, bytes, int], dict[tuple[int, int], bytes]] = defaultdict(dict)
+    journals = {topic: read_topic(client, names[topic]) for topic in JOURNALS}
+    for topic in JOURNALS:
+        for partition, records in journals[topic].items():
+            store = MemoryStore()
+            runner = build_runner(Journal(topic, ids[topic], partition), store, partitions)
+            runner.skips = skips.get((ids[topic], partition), set())
+            for start in range(0, len(records), BATCH):
+                sends = runner.step(records[start : start + BATCH])
+                assert not isinstance(sends, Reseek)
+                for send in sends:
+                    runner.acknowledged(send.generation)
+                    _note(send, ids[topic], partition, said, items)
+            checked.records += len(records)
+            runner.write(runner.begin_checkpoint(), store.write)
+            if states is not None:
+                _compare_state(checked, topic, partition, store, states)
+    _compare_answers(checked, said, {topic: read_topic(client, names[topic]) for topic in ANSWERS})
+    _compare_items(checked, ids["account-journal"], items, journals["terminal-journal"])
+    _look_for_intake(checked, client, names, ids, journals["account-journal"])
+    return checked
+
+
+def _skips(control: list[Record]) -> dict[tuple[bytes, int], set[int]]:
+    found: dict[tuple[bytes, int], set[int]] = defaultdict(set)
+    for record in control:
+        parsed = parse_control(record.value)
+        if not isinstance(parsed, Refusal) and parsed.kind == "skip":
+            skip = payload_as(parsed, Skip)
+            found[bytes.fromhex(skip.topic_id), skip.partition].add(skip.offset)
+    return found
+
+
+def _note(
+    send: Send,
+    topic_id: bytes,
+    partition: int,
+    said: Counter[Answer],
+    items: dict[tuple[str, int, bytes, int], dict[tuple[int, int], bytes]],
+) -> None:
+    if send.topic in ANSWERS:
+        said[send.topic, send.partition, send.key, send.value, tuple(sorted(send.headers))] += 1
+        return
+    for item in decode_block(send.value).items:
+        items[send.topic, send.partition, topic_id, partition][item.offset, item.n] = msgspec.msgpack.encode(item)
+
+
+def _compare_answers(checked: Checked, said: Counter[Answer], topics: dict[str, dict[int, list[Record]]]) -> None:
+    seen: Counter[Answer] = Counter()
+    for topic, partitions in topics.items():
+        for partition, records in partitions.items():
+            for record in records:
+                headers = tuple(sorted((name, value or b"") for name, value in record.headers))
+                seen[topic, partition, record.key, record.value, headers] += 1
+    checked.answers = len(said)
+    checked.copies = seen.total() - len(seen)
+    for answer in seen.keys() - said.keys():
+        checked.different += 1
+        _example(checked, f"on the topic, not in the log: {answer!r}")
+    for answer in said.keys() - seen.keys():
+        checked.absent += 1
+        _example(checked, f"in the log, not on the topic: {answer!r}")
+
+
+def _compare_items(
+    checked: Checked,
+    sender: bytes,
+    items: dict[tuple[str, int, bytes, int], dict[tuple[int, int], bytes]],
+    journal: dict[int, list[Record]],
+) -> None:
+    """Each copy of an item between account and terminal stage is what the account journal says, and all came."""
+    arrived: set[tuple[int, int, int, int]] = set()
+    for partition, records in journal.items():
+        for record in records:
+            block = decode_block(record.value or b"")
+            if block.sender != sender:
+                continue
+            wanted = items["terminal-journal", partition, sender, block.partition]
+            for item in block.items:
+                place = (partition, block.partition, item.offset, item.n)
+                checked.item_copies += place in arrived
+                arrived.add(place)
+                if wanted.get((item.offset, item.n)) != msgspec.msgpack.encode(item):
+                    checked.items_different += 1
+                    _example(checked, f"terminal-journal[{partition}]@{record.offset}: {item!r}")
+    for (topic, partition, _, sender_partition), sent in items.items():
+        if topic == "terminal-journal":
+            missing = [at for at in sent if (partition, sender_partition, *at) not in arrived]
+            checked.items += len(sent)
+            checked.items_absent += len(missing)
+            if missing:
+                _example(checked, f"never came to terminal-journal[{partition}]: {sorted(missing)[:3]}")
+
+
+def _look_for_intake(
+    checked: Checked,
+    client: Mapping[str, Any],
+    names: dict[str, str],
+    ids: dict[str, bytes],
+    journal: dict[int, list[Record]],
+) -> None:
+    there: set[tuple[bytes, int, int]] = set()
+    for records in journal.values():
+        for record in records:
+            block = decode_block(record.value or b"")
+            there.update((block.sender, block.partition, item.offset) for item in block.items)
+    for topic in ("payments", "updates", "labels"):
+        for partition, records in read_topic(client, names[topic]).items():
+            for record in records:
+                if (ids[topic], partition, record.offset) not in there:
+                    checked.intake_missing += 1
+                    _example(checked, f"{topic}[{partition}]@{record.offset} is in no account journal")
+
+
+def _compare_state(checked: Checked, topic: str, partition: int, wanted: MemoryStore, states: list[Path]) -> None:
+    """Of the copies on disk the one that is furthest is compared: others were left behind when the partition moved."""
+    best: tuple[int, dict[bytes, bytes]] | None = None
+    for state in states:
+        directory = state / topic / str(partition)
+        if not directory.is_dir():
+            continue
+        with RocksStore.open(directory) as store:
+            pairs = dict(store.scan(b"", RESERVED, 100_000_000))
+        meta = read_meta(pairs.get(META_KEY))
+        if meta is not None and (best is None or meta.next_offset > best[0]):
+            best = (meta.next_offset, pairs)
+    expected = dict(wanted.pairs())
+    checked.states += 1
+    if best is None or best[1] != expected:
+        checked.states_different += 1
+        if best is None:
+            _example(checked, f"{topic}[{partition}]: no state on disk")
+            return
+        keys = [key for key in {*best[1], *expected} if best[1].get(key) != expected.get(key)]
+        _example(
+            checked,
+            f"{topic}[{partition}] at {best[0]}: {len(keys)} keys differ of {len(expected)}: "
+            + "; ".join(f"{key!r}: {best[1].get(key)!r} / {expected.get(key)!r}"[:300] for key in sorted(keys)[:3]),
+        )
+
+
+def _example(checked: Checked, text: str) -> None:
+    if len(checked.examples) < 10:
+        checked.examples.append(text[:600])

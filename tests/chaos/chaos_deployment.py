@@ -1,0 +1,402 @@
+"""A deployment to be hurt: a real broker, real `fraud worker` processes, a load that goes on, and an eye on answers."""
+
+import contextlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from chaos_load import DAY_MS, Load, Wanted
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+
+from stream.broker.embedded import EmbeddedBroker
+from stream.broker.topic_admin import describe_topics, id_bytes
+from stream.operate import initialise
+from stream.rules.policy import DEFAULT_POLICY
+from stream.settings import Settings
+from topics.limits import LIMITS_DEFAULT
+from topics.refusals import Cause
+
+ROOT = Path(__file__).parents[2]
+PARTITIONS = 2
+ANSWER_S_MAX = 300.0  # without any new answer: the run has failed
+Place = tuple[int, int]
+
+
+class ChaosError(Exception):
+    """The deployment did not do what the fault's script needs."""
+
+
+class WorkerProcess:
+    """One `fraud worker`, started again and again with one state directory and one log file."""
+
+    def __init__(self, name: str, command: list[str], directory: Path, environment: dict[str, str]) -> None:
+        self.name = name
+        self.directory = directory / name
+        self.state = self.directory / "state"
+        self.log = self.directory / "worker.log"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.exit_codes: list[int] = []
+        self.stop_seconds: list[float] = []
+        self._command = [*command, "--state-dir", str(self.state)]
+        self._environment = environment
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, **environment: str) -> None:
+        assert not self.alive
+        with open(self.log, "ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                env={**os.environ, **self._environment, **environment},
+                start_new_session=True,
+            )
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def freeze(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def terminate(self, timeout_s: float = 60.0) -> int:
+        """SIGTERM; the exit code. How long it took is kept."""
+        assert self._process is not None
+        began_s = time.monotonic()
+        self._process.terminate()
+        try:
+            code = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            code = -9
+        self.stop_seconds.append(round(time.monotonic() - began_s, 2))
+        self.exit_codes.append(code)
+        return code
+
+    def log_text(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def count(self, pattern: str) -> int:
+        return len(re.findall(pattern, self.log_text()))
+
+
+@dataclass
+class Moment:
+    """A fault that happened, and when every record that had been taken by then was answered."""
+
+    what: str
+    at_s: float
+    marks: dict[int, int]
+    answered_s: float | None = None
+
+
+class Watcher(threading.Thread):
+    """Reads `decisions` beside the run: which records are answered, and since when. A plain consumer."""
+
+    def __init__(self, client: dict[str, Any], prefix: str, topic_id: bytes) -> None:
+        super().__init__(daemon=True, name="watcher")
+        self._client, self._topic = client, prefix + "decisions"
+        self._id = topic_id.hex().encode()
+        self.lock = threading.Lock()
+        self.expected: dict[int, list[int]] = defaultdict(list)
+        self._next: dict[int, int] = defaultdict(int)
+        self._answered: dict[int, set[int]] = defaultdict(set)
+        self.answers = 0
+        self.moments: list[Moment] = []
+        self.progressed_s = time.monotonic()
+        self._closing = threading.Event()
+        self.ready = threading.Event()
+
+    def run(self) -> None:
+        consumer = Consumer(
+            {
+                **self._client,
+                "group.id": "chaos-watcher",
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "reconnect.backoff.max.ms": 1_000,
+            },
+        )
+        found = consumer.list_topics(self._topic, timeout=30).topics[self._topic].partitions
+        consumer.assign([TopicPartition(self._topic, partition, 0) for partition in found])
+        self.ready.set()
+        while not self._closing.is_set():
+            for message in consumer.consume(2_000, 0.05):
+                if message.error() is not None:
+                    continue
+                origin = (dict(message.headers() or []).get("origin") or b"::").split(b":")
+                if origin[0] != self._id:
+                    continue
+                self.answers += 1
+                self._answered[int(origin[1])].add(int(origin[2]))
+            self._advance()
+        consumer.close()
+
+    def _advance(self) -> None:
+        now_s = time.monotonic()
+        with self.lock:
+            for partition, offsets in self.expected.items():
+                answered, at = self._answered[partition], self._next[partition]
+                start = at
+                while at < len(offsets) and offsets[at] in answered:
+                    at += 1
+                if at != start:
+                    self._next[partition] = at
+                    self.progressed_s = now_s
+            for moment in self.moments:
+                if moment.answered_s is None and all(
+                    self._next[partition] >= mark for partition, mark in moment.marks.items()
+                ):
+                    moment.answered_s = now_s
+
+    def mark(self, what: str) -> Moment:
+        """A fault happens now."""
+        with self.lock:
+            moment = Moment(what, time.monotonic(), {p: len(offsets) for p, offsets in self.expected.items()})
+            self.moments.append(moment)
+            return moment
+
+    @property
+    def waiting(self) -> int:
+        with self.lock:
+            return sum(len(offsets) - self._next[partition] for partition, offsets in self.expected.items())
+
+    def close(self) -> None:
+        self._closing.set()
+        self.join(10)
+
+
+class Feed(threading.Thread):
+    """Sends a load at a steady rate. Payments acknowledged are told to the watcher."""
+
+    def __init__(
+        self, client: dict[str, Any], prefix: str, load: Iterable[Wanted], watcher: Watcher, *, rate: float
+    ) -> None:
+        super().__init__(daemon=True, name="feed")
+        self._producer = Producer(
+            {
+                **client,
+                "enable.idempotence": True,
+                "acks": "all",
+                "linger.ms": 5,
+                "compression.type": "lz4",
+                "message.timeout.ms": 600_000,
+            }
+        )
+        self._prefix, self._load, self._watcher, self._rate = prefix, load, watcher, rate
+        self.paused = threading.Event()
+        self.failure: str = ""
+        self.sent = 0
+        self.causes: dict[Place, Cause] = {}
+        self.repeats: set[Place] = set()
+
+    def run(self) -> None:
+        began_s = time.monotonic()
+        for i, wanted in enumerate(self._load):
+            while self.paused.is_set():
+                self._producer.poll(0.05)
+                began_s += 0.05
+            if i % 50 == 0:
+                ahead_s = began_s + i / self._rate - time.monotonic()
+                self._producer.poll(0)
+                if ahead_s > 0:
+                    time.sleep(ahead_s)
+            self._send(wanted)
+        while self._producer.flush(1.0):
+            pass
+
+    def _send(self, wanted: Wanted) -> None:
+        def delivered(error: KafkaError | None, message: Any) -> None:
+            if error is not None:
+                self.failure = error.str()
+                return
+            if wanted.topic != "payments":
+                return
+            place = (message.partition(), message.offset())
+            with self._watcher.lock:
+                self._watcher.expected[place[0]].append(place[1])
+            self.sent += 1
+            if wanted.cause is not None:
+                self.causes[place] = wanted.cause
+            elif wanted.repeat:
+                self.repeats.add(place)
+
+        where: dict[str, Any] = {"partition": 0} if wanted.topic == "labels" else {}
+        while True:
+            try:
+                self._producer.produce(
+                    self._prefix + wanted.topic, wanted.value, wanted.key or None, on_delivery=delivered, **where
+                )
+                return
+            except BufferError:
+                self._producer.poll(0.1)
+
+
+@dataclass
+class Deployment:
+    """`directory`: for states, logs and snapshots. Workers get `settings` by the environment."""
+
+    broker: EmbeddedBroker
+    directory: Path
+    prefix: str
+    seed: int
+    snapshots: bool = True
+    environment: dict[str, str] = field(default_factory=dict)
+    command: list[str] = field(default_factory=lambda: [sys.executable, "-c", "from stream.cli.main import main; main()"])
+    workers: list[WorkerProcess] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.client: dict[str, Any] = {"bootstrap.servers": self.broker.bootstrap}
+        self.settings = Settings(bootstrap=self.broker.bootstrap, prefix=self.prefix, group=f"{self.prefix}g")
+        self.snapshot_path = self.directory / "snapshots"
+        self.watcher: Watcher
+        self.feeds: list[Feed] = []
+
+    def begin(self) -> None:
+        """Topics, settings, and the eye on the answers."""
+        limits = msgspec.structs.replace(LIMITS_DEFAULT, maturity_ms=5 * DAY_MS)
+        policy = msgspec.structs.replace(DEFAULT_POLICY, mode="enforce")
+        deadline_s = time.monotonic() + 60
+        while True:
+            try:
+                initialise(
+                    self.settings,
+                    "earliest",
+                    by="chaos",
+                    why="trial",
+                    partitions=PARTITIONS,
+                    limits=limits,
+                    policy=policy,
+                )
+                break
+            except Exception:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(1)
+        self.watcher = Watcher(self.client, self.prefix, self.topic_id("payments"))
+        self.watcher.start()
+        assert self.watcher.ready.wait(60)
+
+    def topic_id(self, topic: str) -> bytes:
+        name = self.prefix + topic
+        return id_bytes(describe_topics(self.client, [name])[name].topic_id)
+
+    def worker(self, name: str, *, start: bool = True, **environment: str) -> WorkerProcess:
+        """A worker with a state directory of its own."""
+        settings = {
+            "PYTHONPATH": str(ROOT),
+            "FRAUD_BOOTSTRAP": self.broker.bootstrap,
+            "FRAUD_PREFIX": self.prefix,
+            "FRAUD_GROUP": self.settings.group,
+            "FRAUD_TICK_EVERY_S": "3",
+            "FRAUD_SNAPSHOT_EVERY_S": "5",
+            "FRAUD_SESSION_TIMEOUT_S": "6",
+        }
+        if self.snapshots:
+            settings["FRAUD_SNAPSHOT_URL"] = self.snapshot_path.as_uri()
+        made = WorkerProcess(
+            name, [*self.command, "worker"], self.directory, {**settings, **self.environment, **environment}
+        )
+        self.workers.append(made)
+        if start:
+            made.start()
+        return made
+
+    def feed(self, load: Load, *, rate: float) -> Feed:
+        feed = Feed(self.client, self.prefix, load, self.watcher, rate=rate)
+        self.feeds.append(feed)
+        feed.start()
+        return feed
+
+    def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 120.0) -> float:
+        """Waits; the seconds that it took. Raises `ChaosError`."""
+        began_s = time.monotonic()
+        while not condition():
+            if time.monotonic() - began_s > timeout_s:
+                raise ChaosError(f"not within {timeout_s:.0f} s: {what}")
+            time.sleep(0.05)
+        return time.monotonic() - began_s
+
+    def until_answering(self, timeout_s: float = 120.0) -> None:
+        before = self.watcher.answers
+        self.until(lambda: self.watcher.answers > before, "no new answers", timeout_s)
+
+    def until_answered(self) -> None:
+        """All that was sent is answered. Raises `ChaosError` if nothing moves for `ANSWER_S_MAX`."""
+        for feed in self.feeds:
+            while feed.is_alive():
+                time.sleep(0.1)
+                self._look()
+            if feed.failure:
+                raise ChaosError(f"the load could not be sent: {feed.failure}")
+        while self.watcher.waiting:
+            time.sleep(0.1)
+            self._look()
+
+    def _look(self) -> None:
+        idle_s = time.monotonic() - self.watcher.progressed_s
+        if idle_s > ANSWER_S_MAX:
+            raise ChaosError(f"{self.watcher.waiting} records wait, and none was answered for {idle_s:.0f} s")
+
+    def recovery_seconds(self) -> float:
+        """The longest time from a fault until all that had been taken by then was answered."""
+        return round(
+            max((m.answered_s - m.at_s for m in self.watcher.moments if m.answered_s is not None), default=0.0), 1
+        )
+
+    def stop_workers(self) -> list[int]:
+        codes = [worker.terminate() for worker in self.workers if worker.alive]
+        return codes
+
+    def logged(self, pattern: str) -> int:
+        return sum(worker.count(pattern) for worker in self.workers)
+
+    def reapplied(self) -> int:
+        """Records that were applied again after their offset had been committed: state restored from before it."""
+        total = 0
+        for worker in self.workers:
+            for start, group in re.findall(r"from offset (\d+) of \[\d+, \d+\), group at (\d+)", worker.log_text()):
+                total += max(0, int(group) - int(start))
+        return total
+
+    def close(self) -> None:
+        for worker in self.workers:
+            if worker.alive:
+                with contextlib.suppress(ProcessLookupError):
+                    worker.thaw()
+                worker.kill()
+        if hasattr(self, "watcher"):
+            self.watcher.close()
+
+
+def random_gaps(rng: random.Random, low_s: float, high_s: float) -> Iterator[float]:
+    while True:
+        yield rng.uniform(low_s, high_s)
