@@ -2,13 +2,15 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 import traceback
 from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+# `FRAUD_SIMULATED_SOURCE`: a patched copy of the source, when this process is to run a mutant.
+sys.path[:0] = [str(Path(__file__).parent), os.environ.get("FRAUD_SIMULATED_SOURCE", str(Path(__file__).parents[2]))]
 
 from sim_seed import PAYMENTS, run_seed  # noqa: E402
 

@@ -185,6 +185,7 @@ def check_answers(log: SimLog, partitions: Partitions) -> dict[bytes, Decision]:
     expected = 0
     firsts: dict[bytes, Decision] = {}
     values_of: dict[tuple[str, str, str, str], bytes] = {}
+    contents: dict[tuple[str, str, str, str], bytes] = {}
     for p, record in log.of("payments"):
         parsed = parse_payment(record.value or b"", LIMITS_DEFAULT)
         copies = answers.get((payments_id, p, record.offset), set())
@@ -209,6 +210,8 @@ def check_answers(log: SimLog, partitions: Partitions) -> dict[bytes, Decision]:
         payment = parsed.payment
         identity = (payment.tenant_id, payment.account_id, payment.payment_id, payment.mode)
         require(values_of.setdefault(identity, value) == value, "answers of", identity, "differ")
+        content = contents.setdefault(identity, parsed.fingerprint_source)
+        require(content == parsed.fingerprint_source, "other content of", identity, "was answered as if it were known")
         pid = payment_hash(payment.tenant_id, payment.account_id, payment.payment_id, payment.mode == "test")
         firsts[pid] = decision
     require(len(answers) == expected, "answers to", len(answers), "records, expected", expected)

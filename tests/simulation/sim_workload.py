@@ -20,8 +20,10 @@ BAD_CONTROL = (
     b"",
     b"{",
     b'{"kind":"model","by":"x","why":"y","payload":{}}',
-    b'{"kind":"rules","by":"x","why":"y","payload":{"rules":[{"code":"a","title":"t","action":"decline",'
-    b'"when":[{"feature":"there_is_none","op":"gt","value":1}]}]}}',
+    (
+        b'{"kind":"rules","by":"x","why":"y","payload":{"rules":[{"code":"a","title":"t","action":"decline","when":'
+        b'[{"feature":"there_is_none","op":"gt","value":1}]}]}}'
+    ),
 )
 CODES = (None, "10.4", "4837", "13.1", "zz")
 

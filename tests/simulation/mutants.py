@@ -1,0 +1,224 @@
+"""Faults planted in the source. Each must be found by some seed, or the simulation is not worth its time.
+
+A mutant is a copy of the source with some text replaced, run in a process of its own, in two of them with different
+hash seeds where the order of a set is what went wrong.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+RUNNER = "stream/runner/partition.py"
+ACCOUNT = "stream/stages/account.py"
+TERMINAL = "stream/stages/terminal.py"
+CONTROL = "stream/stages/control.py"
+SEEDS_MAX = 60
+TIMEOUT_S = 900
+
+
+class Mutant(NamedTuple):
+    """`patches`: (file, text, replacement); the text must stand there exactly once. `hashes`: compare two runs."""
+
+    name: str
+    patches: tuple[tuple[str, str, str], ...]
+    hashes: bool = False
+
+
+MUTANTS = (
+    Mutant(
+        "commit before the acknowledgements",
+        ((RUNNER, "return not any(count for generation", "return True or any(count for generation"),),
+    ),
+    Mutant(
+        "checkpoint without its offset",
+        ((RUNNER, "self.state.put(META_KEY, self._meta())", "self._meta()"),),
+    ),
+    Mutant("no prev check", ((RUNNER, "                if prev == last:", "                if True:"),)),
+    Mutant("origin without n", ((RUNNER, "this = (item.offset, item.n)", "this = (item.offset, 0)"),)),
+    Mutant(
+        "state newer than K written with K",
+        (
+            (
+                RUNNER,
+                "        write(checkpoint.changes)\n",
+                (
+                    "        self.stage.settle()\n"
+                    "        newer = {k: v for k, v in self.state._live.items() if k != META_KEY}\n"
+                    "        checkpoint.changes.writes.update(newer)\n"
+                    "        write(checkpoint.changes)\n"
+                ),
+            ),
+        ),
+    ),
+    Mutant("restore without a gap check", ((RUNNER, "gap = self._gap_in(fresh)", "gap = None"),)),
+    Mutant(
+        "a gap believed at the first look",
+        ((RUNNER, "if gap is not None and gap != self._gap:", "if gap is not None and gap is self._gap:"),),
+    ),
+    Mutant(
+        "learner from newer features",
+        (
+            (TERMINAL, "features = decided.rows[i]", "features = self._newest = decided.rows[i]"),
+            (
+                TERMINAL,
+                "            row.features,\n            judged",
+                '            getattr(self, "_newest", row.features),\n            judged',
+            ),
+        ),
+    ),
+    Mutant(
+        "maturity by the payments' time",
+        (
+            (
+                TERMINAL,
+                "horizon_ms = self._label_clock_ms - self.meaning",
+                "horizon_ms = self._globals.latest_at_ms - self.meaning",
+            ),
+        ),
+    ),
+    Mutant(
+        "journal records suppressed as answers are",
+        (
+            (
+                RUNNER,
+                "        self._sends.append(Send(*to, None, encode_block(block)",
+                (
+                    "        if items[-1].offset < runner.suppress_below:\n            return\n"
+                    "        self._sends.append(Send(*to, None, encode_block(block)"
+                ),
+            ),
+        ),
+    ),
+    Mutant(
+        "a set iterated in apply",
+        (
+            (
+                CONTROL,
+                "for journal in JOURNALS_OF_KIND.get(kind, ()) if kind is not None else ():",
+                "for journal in set(JOURNALS_OF_KIND.get(kind, ())) if kind is not None else ():",
+            ),
+        ),
+        hashes=True,
+    ),
+    Mutant(
+        "origins not in the checkpoint",
+        ((RUNNER, "[(*sender, *last) for sender, last in sorted(self._origins.items())]", "[]"),),
+    ),
+    Mutant(
+        "the chain not in the checkpoint",
+        ((RUNNER, "[(*to, *last) for to, last in sorted(self._prevs.items())]", "[]"),),
+    ),
+    Mutant(
+        "answers suppressed on anyone's word",
+        ((RUNNER, "return offset if metadata == commit_metadata(topic_id, offset) else 0", "return offset"),),
+    ),
+    Mutant(
+        "answers suppressed one too far",
+        ((RUNNER, "if step.offset < runner.suppress_below:", "if step.offset <= runner.suppress_below:"),),
+    ),
+    Mutant(
+        "windows not in the checkpoint",
+        ((ACCOUNT, "            self._state.put(key or keys.ENTITY_STORE_KEY, value)", "            pass"),),
+    ),
+    Mutant(
+        "contradiction answered as a repeat",
+        ((ACCOUNT, "if entry.fingerprint != print_:", "if entry.fingerprint is None:"),),
+    ),
+    Mutant(
+        "labels before their payment are lost",
+        ((ACCOUNT, "        words = _orphans.decode(kept)\n", "        words = _orphans.decode(kept)[:1]\n"),),
+    ),
+    Mutant(
+        "a model takes effect one record late",
+        (
+            (
+                TERMINAL,
+                "            self.decider.apply(item)",
+                "            self.decider.apply(self.__dict__.pop('_late', item))\n            self._late = item",
+            ),
+        ),
+    ),
+    Mutant(
+        "clocks of one account partition are enough",
+        (
+            (
+                TERMINAL,
+                "self._label_clock_ms = self._label_clock_ms, min(clocks)",
+                "self._label_clock_ms = self._label_clock_ms, max(clocks)",
+            ),
+        ),
+    ),
+    Mutant(
+        "skipped answers when the state is older than the group",
+        (
+            (
+                RUNNER,
+                "        self.next_offset = meta.next_offset",
+                "        self.next_offset = max(meta.next_offset, self.suppress_below)",
+            ),
+        ),
+    ),
+)
+
+
+def planted(mutant: Mutant, directory: Path) -> None:
+    """A copy of the source with the fault in it. LookupError if the text is not there once."""
+    for package in ("stream", "topics"):
+        shutil.copytree(ROOT / package, directory / package)
+    for file, text, replacement in mutant.patches:
+        path = directory / file
+        source = path.read_text()
+        if source.count(text) != 1:
+            raise LookupError(f"{mutant.name}: {file} holds {source.count(text)} times {text!r}")
+        path.write_text(source.replace(text, replacement))
+
+
+def _run(source: Path, *arguments: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(Path(__file__).parent), *arguments],
+        env={**os.environ, "FRAUD_SIMULATED_SOURCE": str(source), "PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+def caught_by(mutant: Mutant, seeds: int = SEEDS_MAX) -> str | None:
+    """What found it; None if it survived."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as name:
+        source = Path(name)
+        planted(mutant, source)
+        if mutant.hashes:
+            runs = [_run(source, "--seeds", "4", "--digests", hash_seed=seed).stdout for seed in ("1", "2", "3")]
+            found = {tuple(line for line in run.splitlines() if line.startswith("digest")) for run in runs}
+            return "hash seeds differ" if len(found) > 1 else None
+        ran = _run(source, "--seeds", str(seeds), "--stop", "--json")
+        try:
+            failures = json.loads(ran.stdout.splitlines()[-1])["failures"]
+        except (IndexError, ValueError):
+            raise RuntimeError(f"{mutant.name}: the simulation itself failed: {ran.stderr[-2000:]}") from None
+        if not failures:
+            return None
+        said = next((line for line in ran.stdout.splitlines() if line.startswith("seed ")), "")
+        return said[:160]
+
+
+def surviving(*, verbose: bool = False, names: tuple[str, ...] = ()) -> list[str]:
+    """Names of the mutants that no seed found."""
+    survivors: list[str] = []
+    for mutant in MUTANTS:
+        if names and mutant.name not in names:
+            continue
+        found = caught_by(mutant)
+        if verbose:
+            print(f"mutant {mutant.name}: {found or 'SURVIVED'}", flush=True)
+        if found is None:
+            survivors.append(mutant.name)
+    return survivors
