@@ -93,7 +93,7 @@ class FetchSettings:
     bootstrap_servers: str
     group_id: str  # librdkafka wants one; it is never used to join or to commit
     client_id: str = "fraudstream"
-    security: Mapping[str, str] = field(default_factory=dict[str, str])  # librdkafka's own option names
+    security: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)  # librdkafka's own option names
     fetch_min_bytes: int = 1
     fetch_wait_ms: int = 500
     held_records_max: int = 50_000  # pending and taken, over all stages

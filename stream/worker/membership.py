@@ -73,7 +73,7 @@ class MembershipSettings:
     group_id: str
     bootstrap_servers: str
     client_id: str = "fraudstream"
-    security: Mapping[str, str] = field(default_factory=dict[str, str])  # librdkafka's own option names
+    security: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)  # librdkafka's own option names
     session_timeout_s: float = 10.0
     heartbeat_s: float = 1.0  # also how soon a member learns that the group is changing
     rebalance_s: float = 30.0
