@@ -200,9 +200,11 @@ def _read(client: Mapping[str, Any], topic: str, progress: Callable[[int], None]
             return
         consumer.assign(starts)
         while left:
-            messages = consumer.consume(BATCH, WAIT_S)
-            if not messages:
+            first = consumer.poll(WAIT_S)
+            if first is None:
                 raise OperatorError(f"{topic}: no records for {WAIT_S} s before the end was reached")
+            # `consume(n, t)` waits for n or for t; after a poll that brought one, what is there is enough.
+            messages = [first, *consumer.consume(BATCH, 0)]
             progress(len(messages))
             for message in messages:
                 error = message.error()

@@ -86,9 +86,9 @@ def read_topic(client: Mapping[str, Any], name: str) -> dict[int, list[Record]]:
             consumer.assign([TopicPartition(name, partition, low)])
             at = low
             while at < high:
-                messages = consumer.consume(5_000, 20.0)
-                assert messages, f"{name}[{partition}]: nothing for 20 s at {at} of {high}"
-                for message in messages:
+                first = consumer.poll(30.0)  # `consume` with a time-out would wait for all of its records
+                assert first is not None, f"{name}[{partition}]: nothing for 30 s at {at} of {high}"
+                for message in [first, *consumer.consume(5_000, 0)]:
                     at = (message.offset() or 0) + 1
                     if message.error() is not None:
                         at = message.offset() or at  # the end of the partition

@@ -29,6 +29,7 @@ from topics.refusals import Cause
 
 ROOT = Path(__file__).parents[2]
 PARTITIONS = 2
+COMMAND = (sys.executable, "-c", "from stream.cli.main import main; main()")
 ANSWER_S_MAX = 300.0  # without any new answer: the run has failed
 Place = tuple[int, int]
 
@@ -268,7 +269,7 @@ class Deployment:
     seed: int
     snapshots: bool = True
     environment: dict[str, str] = field(default_factory=dict)
-    command: list[str] = field(default_factory=lambda: [sys.executable, "-c", "from stream.cli.main import main; main()"])
+    command: list[str] = field(default_factory=lambda: [*COMMAND])
     workers: list[WorkerProcess] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -373,8 +374,7 @@ class Deployment:
         )
 
     def stop_workers(self) -> list[int]:
-        codes = [worker.terminate() for worker in self.workers if worker.alive]
-        return codes
+        return [worker.terminate() for worker in self.workers if worker.alive]
 
     def logged(self, pattern: str) -> int:
         return sum(worker.count(pattern) for worker in self.workers)
