@@ -7,9 +7,9 @@ broker   ┘                                      └► tally ─► view
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any, Final
 
 import msgspec
@@ -154,12 +154,13 @@ class _Show:
         self._workers = workers
         self._look = look
         self._publisher = Publisher(connect(settings.client()), prefix=settings.prefix)
+        self._stop = threading.Event()
 
     def run(self) -> float:
         """Sends everything and waits for its answers. Seconds from the first measured payment to the last answer."""
         progress, tally = self._progress, self._tally
+        self._publisher.require_topics(KINDS)
         try:
-            self._publisher.require_topics(KINDS)
             progress.phase = "starting workers"
             publish(self._feed.opening, self._publisher)
             self._wait(lambda: len(tally.latencies_ms) >= OPENING, OPENING_S_MAX)
@@ -186,20 +187,35 @@ class _Show:
         sent = OPENING
         for event in events:
             if event.kind == "payment":
-                while sent - tally.answered > backlog_max:
+                while sent - tally.answered > backlog_max and not self._stop.is_set():
                     time.sleep(PAUSE_S)
                 now_s = time.monotonic()
                 if due_s - now_s > PAUSE_S:
                     time.sleep(due_s - now_s)
                 due_s = max(due_s, now_s) + every_s
                 sent += 1
+            if self._stop.is_set():
+                return
             yield event
 
     def _send(self, events: Iterable[Event]) -> None:
         """Send in a thread of its own, so that looking never delays a payment."""
-        with _sending(events, self._publisher) as done:
-            while not done():
-                self._watch_once()
+        with ThreadPoolExecutor(1, thread_name_prefix="demo-send") as pool:
+            sent = pool.submit(publish, events, self._publisher)
+            try:
+                before, since_s = -1, time.monotonic()
+                while not sent.done():
+                    if self._tally.answered != before:
+                        before, since_s = self._tally.answered, time.monotonic()
+                    elif before < self._progress.plan.payments and time.monotonic() - since_s > SILENCE_S_MAX:
+                        raise DemoFailed(f"no answers for {SILENCE_S_MAX:.0f} s; {self._workers.log_ends()}")
+                    self._watch_once()
+            except BaseException:
+                # Else the thread would wait for answers, or for a broker, that are gone.
+                self._stop.set()
+                self._publisher.abandon()
+                raise
+            sent.result()
 
     def _watch_once(self) -> None:
         self._watch.check()
@@ -216,7 +232,7 @@ class _Show:
         while not until():
             self._watch_once()
             if time.monotonic() > end_s:
-                raise DemoFailed(f"{self._progress.phase}: no answers for {seconds:.0f} s")
+                raise DemoFailed(f"no answers for {seconds:.0f} s; {self._workers.log_ends()}")
 
     def _until_answered(self) -> None:
         """Until every payment is, or nothing comes any more: what is missing then, the reckoning will say."""
@@ -234,25 +250,6 @@ class _Show:
             if self._tally.examples_in_all != before:
                 before, since_s = self._tally.examples_in_all, time.monotonic()
             self._watch_once()
-
-
-@contextmanager
-def _sending(events: Iterable[Event], publisher: Publisher) -> Generator[Callable[[], bool]]:
-    """A thread that publishes; yields a question that raises what the thread ended with."""
-    stop = threading.Event()
-
-    def until_stopped() -> Iterator[Event]:
-        for event in events:
-            if stop.is_set():
-                return
-            yield event
-
-    with ThreadPoolExecutor(1, thread_name_prefix="demo-send") as pool:
-        sent = pool.submit(publish, until_stopped(), publisher)
-        try:
-            yield lambda: sent.done() and bool(sent.result())
-        finally:
-            stop.set()
 
 
 def _delete_topics(settings: Settings) -> None:

@@ -43,8 +43,11 @@ class Workers:
         """Raises `DemoFailed` if a worker has ended."""
         for process, directory in self._processes:
             if process.exit_code is not None:
-                lines = (directory / "log").read_text(errors="replace").splitlines()[-LOG_LINES_TOLD:]
-                raise DemoFailed("\n".join([f"a worker ended with code {process.exit_code}:", *lines]))
+                raise DemoFailed(f"a worker ended with code {process.exit_code}: {_log_end(directory)}")
+
+    def log_ends(self) -> str:
+        """The end of each worker's log."""
+        return "\n".join(f"a worker's log ends: {_log_end(directory)}" for _, directory in self._processes)
 
     def _start(self) -> None:
         settings = self._settings
@@ -56,3 +59,7 @@ class Workers:
             *("--state-dir", str(directory / "state"), "--tick-every", f"{self._tick_s:g}"),
         ]
         self._processes.append((GuardedProcess(worker, console=directory / "log", remove=directory), directory))
+
+
+def _log_end(directory: Path) -> str:
+    return "\n".join((directory / "log").read_text(errors="replace").splitlines()[-LOG_LINES_TOLD:])
