@@ -55,6 +55,18 @@ def first_rows(path: Path, count: int, out: Path) -> Path:
     return out
 
 
+def rows_until(path: Path, time: str, last_ms: int, out: Path) -> Path:
+    """The rows whose column `time` is at most `last_ms`, as a file of their own."""
+    table: Any = pq.read_table(path)
+    pq.write_table(table.filter(pc.less_equal(table.column(time), last_ms)), out)
+    return out
+
+
+def last_event_ms(payments: Path) -> int:
+    """The highest event time of the file; 0 if it has no rows."""
+    return pc.max(pq.read_table(payments, columns=["event_time"]).column(0)).as_py() or 0
+
+
 def without_source(labels: Path, source: str, out: Path) -> Path:
     """The labels that `source` did not send, as a file of their own: exactly a file that never had the others.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from stream.dataset import Dataset
+from stream.dataset import LABEL_TIME, Dataset
 from stream.evaluate import inputs
 from stream.evaluate.answers import AnswerReader, Answers, DecisionsFile
 from stream.evaluate.prequential import Prequential
@@ -123,6 +123,7 @@ def _prepared(files: Files, room: Path) -> tuple[Path, Path]:
     Dataset(payments, labels, files.updates)
     if files.limit is not None:
         payments = inputs.first_rows(payments, files.limit, room / "payments.parquet")
+        labels = inputs.rows_until(labels, LABEL_TIME, inputs.last_event_ms(payments), room / "early-labels.parquet")
     if files.without_source is not None:
         labels = inputs.without_source(labels, files.without_source, room / "labels.parquet")
     return payments, labels

@@ -97,6 +97,7 @@ class State:
 
     `scanned`: the table (first byte of its keys) that is often scanned from a rising floor while new keys come at its
     high end. Of it the overlays' lowest key above that floor is kept, so that a scan looks through them in need only.
+    Of all others it is known whether an overlay holds any key.
     """
 
     def __init__(self, store: Store, scanned: bytes = b"") -> None:
@@ -104,6 +105,8 @@ class State:
         self._scanned = scanned[0] if scanned else -1
         self._floor = b""
         self._live_lowest = self._frozen_lowest = HIGHEST
+        self._live_tables: set[int] = set()
+        self._frozen_tables: set[int] = set()
         self._live: dict[bytes, bytes | None] = {}
         self._ranges: list[tuple[bytes, bytes]] = []
         self._frozen: dict[bytes, bytes | None] = {}
@@ -134,11 +137,13 @@ class State:
 
     def put(self, key: bytes, value: bytes) -> None:
         self._live[key] = value
+        self._live_tables.add(key[0])
         if key[0] == self._scanned and self._floor <= key < self._live_lowest:
             self._live_lowest = key
 
     def delete(self, key: bytes) -> None:
         self._live[key] = None
+        self._live_tables.add(key[0])
         if key[0] == self._scanned and self._floor <= key < self._live_lowest:
             self._live_lowest = key
 
@@ -146,8 +151,9 @@ class State:
         """Forget `[low, high)` at the next checkpoint. Only for keys that no later step reads: the stage's own rule
         of expiry must hide them from here on, or a restart between would change what is seen."""
         self._ranges.append((low, high))
-        for key in [key for key in self._live if low <= key < high]:
-            del self._live[key]
+        if low[:1] != high[:1] or low[0] in self._live_tables:
+            for key in [key for key in self._live if low <= key < high]:
+                del self._live[key]
 
     def scan(self, low: bytes, high: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """At most `limit` pairs with low <= key < high, ascending, overlays included."""
@@ -157,8 +163,9 @@ class State:
             self._floor = high if len(found) < limit else found[-1][0]
             return found
         over: dict[bytes, bytes | None] = {}
-        for overlay in (self._frozen, self._live):
-            over.update((key, value) for key, value in overlay.items() if low <= key < high)
+        for overlay, tables in ((self._frozen, self._frozen_tables), (self._live, self._live_tables)):
+            if low[:1] != high[:1] or low[0] in tables:
+                over.update((key, value) for key, value in overlay.items() if low <= key < high)
         found = self._store.scan(low, high, limit + len(over))
         if over:
             merged: dict[bytes, bytes | None] = {**dict(found), **over}
@@ -178,6 +185,7 @@ class State:
         """Step 1 of a checkpoint: what changed up to now, to be written as one batch; later changes go elsewhere."""
         assert not self._frozen, "the checkpoint before has not been written yet"
         self._frozen, self._live = self._live, {}
+        self._frozen_tables, self._live_tables = self._live_tables, set()
         self._frozen_lowest, self._live_lowest = self._live_lowest, HIGHEST
         ranges, self._ranges = self._ranges, []
         return Changes(ranges, self._frozen)
@@ -185,6 +193,7 @@ class State:
     def written(self) -> None:
         """The frozen changes are in the store."""
         self._frozen = {}
+        self._frozen_tables = set()
         self._frozen_lowest = HIGHEST
 
     @property

@@ -100,6 +100,7 @@ class TerminalStage:
             else msgspec.msgpack.decode(kept, type=_Globals)
         )
         self._label_clock_ms = min(self._globals.clocks)
+        self._forgot_to_ms = 0
 
     # ---- the stage ----
 
@@ -326,7 +327,8 @@ class TerminalStage:
         if self._label_clock_ms == before:
             return False
         forget_to = self._forget_before_ms()
-        if forget_to > 0:
+        if forget_to > self._forgot_to_ms:  # not kept: to drop a range again is harmless
+            self._forgot_to_ms = forget_to
             low = keys.time_key(keys.TABLE_PENDING, forget_to)
             self._state.drop_range(keys.TABLE_PENDING, low)
             self._globals.cursor = max(self._globals.cursor, low)
