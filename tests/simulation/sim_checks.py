@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from sim_log import TP, SimLog
 from sim_small import UNLABELLED_ONE_IN, keep_legitimate, small_learner
-from sim_world import World
+from sim_world import JOURNALS, World
 
 from stream.replay.log import local_topic_id
 from stream.runner.partition import META_KEY, PartitionRunner, Reseek, Send
@@ -38,7 +38,6 @@ from topics.limits import LIMITS_DEFAULT, Limits
 from topics.refusals import Refusal
 from topics.truth import truth_of
 
-JOURNALS = ("account-journal", "terminal-journal", "examples")
 OUTPUTS = ("decisions", "decision-details", "dead-letters", "control")
 BATCHES = (1, 7, 1000)
 
@@ -148,6 +147,7 @@ def check_against_oracle(world: World, counted: dict[TP, list[Any]], rng: Random
             different = []
         require(not different, tp, "differs from the oracle at", different[:5], "of", len(different), "batch", batch)
         expected_outputs.update(oracle.outputs())
+        check_sent_again(world, tp, oracle)
         for to, items in oracle.items().items():
             expected_items[to, (local_topic_id(tp[0]), tp[1])] = items
     for to, found in counted.items():
@@ -166,6 +166,17 @@ def check_against_oracle(world: World, counted: dict[TP, list[Any]], rng: Random
         if topic != "control" or r.key == b"model"
     }
     require(real == expected_outputs, "outputs differ:", sorted(map(repr, real ^ expected_outputs))[:2])
+
+
+def check_sent_again(world: World, tp: TP, oracle: Oracle) -> None:
+    """Whoever applied a record sent all that goes to journals, whatever had been committed before."""
+    origins = {to: [(item.offset, item.n) for item in items] for to, items in oracle.items().items()}
+    for host in world.past:
+        if host.tp != tp:
+            continue
+        for to in sorted(origins.keys() | host.sent.keys()):
+            expected = [origin for origin in origins.get(to, []) if host.start <= origin[0] < host.end]
+            require(host.sent.get(to, []) == expected, tp, "did not send again what goes to", to)
 
 
 def check_answers(log: SimLog, partitions: Partitions) -> dict[bytes, Decision]:
@@ -258,7 +269,7 @@ class Reading:
         self.placed: dict[bytes, Placed] = {}
         self.features: dict[bytes, bytes] = {}
         self.taught: dict[bytes, bool] = {}
-        self.judged: set[bytes] = set()
+        self.judged: dict[bytes, Judged] = {}
         self.through: dict[bytes, bool] = {}
         self.due_ms = 0
         self.road_ms = 0
@@ -302,32 +313,40 @@ class Reading:
             require(decision.versions.model == self.model, "decided by", decision.versions.model, "not", self.model)
 
     def _judge(self, item: Judged, examples: list[Example]) -> None:
-        self.judged.add(item.pid)
         require(len(examples) <= 1, "a label taught twice")
+        known = item.pid in self.placed and item.event_ms > self.road_ms + 86_400_000
         for example in examples:
             require(example.pid == item.pid, "an example of another payment")
+            require(example.event_ms <= self.due_ms, "a label taught before its payment matured")
             require(example.fraud == bool(item.fraud), "taught", example.fraud, "by", item)
             require(example.observed_ms == item.observed_ms, "observed at another time")
             before = self.taught.get(item.pid)
             require((example.was_weight > 0) == (before is not None), "corrects what was not taught")
             require(before is None or example.was_fraud == before, "corrects another truth")
             self.taught[item.pid] = example.fraud
-        known = item.pid in self.placed and item.event_ms > self.road_ms + 86_400_000
-        if known and item.fraud is not None:
-            require(self.taught.get(item.pid) == item.fraud, "a label did not teach", item)
+        if known:
+            self.judged[item.pid] = item
 
     def _mature(self, examples: list[Example]) -> None:
         clock_ms = min(self.clocks)
         for example in examples:
-            require(example.kind == EXAMPLE_MATURED and not example.fraud, "silence taught", example.kind)
             require(example.event_ms <= clock_ms - self.limits.maturity_ms, "matured before its time")
-            require(example.observed_ms == clock_ms, "matured at", example.observed_ms, "clock", clock_ms)
-            require(example.pid not in self.taught, "silence taught after a label")
-            require(self.through.get(example.pid, True), "a payment that did not go through taught")
-            decision = self.firsts.get(example.pid)
-            declined = decision is not None and decision.outcome == "decline" and example.pid not in self.through
-            require(not declined, "a declined payment taught by silence")
-            self.taught[example.pid] = False
+            require(example.pid not in self.taught, "matured twice")
+            judged = self.judged.get(example.pid)
+            if example.kind == EXAMPLE_LABELLED:
+                require(judged is not None, "a label taught that never came")
+                assert judged is not None
+                require(example.fraud == judged.fraud, "taught", example.fraud, "by", judged)
+                require(example.observed_ms == judged.observed_ms, "observed at another time")
+            else:
+                require(example.kind == EXAMPLE_MATURED and not example.fraud, "silence taught", example.kind)
+                require(judged is None or judged.fraud is None, "silence taught after a label")
+                require(example.observed_ms == clock_ms, "matured at", example.observed_ms, "clock", clock_ms)
+                require(self.through.get(example.pid, True), "a payment that did not go through taught")
+                decision = self.firsts.get(example.pid)
+                declined = decision is not None and decision.outcome == "decline" and example.pid not in self.through
+                require(not declined, "a declined payment taught by silence")
+            self.taught[example.pid] = example.fraud
 
     def _complete(self) -> None:
         """All that was due at the last clock has taught."""
@@ -335,9 +354,12 @@ class Reading:
             event_ms = item.payment.event_time
             if event_ms > self.due_ms or event_ms <= self.road_ms + 86_400_000 or item.payment.mode == "test":
                 continue
+            judged = self.judged.get(pid)
+            if judged is not None and judged.fraud is not None:
+                require(self.taught.get(pid) == judged.fraud, "a label did not teach", judged)
             decision = self.firsts.get(pid)
             declined = decision is not None and decision.outcome == "decline"
-            if pid in self.judged or pid in self.through or declined or not keep_legitimate(pid64(pid)):
+            if judged is not None or pid in self.through or declined or not keep_legitimate(pid64(pid)):
                 continue
             require(pid in self.taught, "a payment never matured:", item.payment.payment_id)
 

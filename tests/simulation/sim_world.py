@@ -29,8 +29,9 @@ from stream.stages.stage import Journal, Record
 from stream.stages.state import Changes, MemoryStore, State
 from stream.stages.terminal import TerminalStage
 from stream.stages.wiring import FOREIGN, GATHERING, STAGE_TOPICS, Partitions, build_stage
-from topics.journal import tick_block
+from topics.journal import decode_block, tick_block
 
+JOURNALS = ("account-journal", "terminal-journal", "examples")
 WORKERS = 3
 FETCH_MAX = 12
 UNSYNCED_MAX = 2
@@ -73,6 +74,9 @@ class Host:
         self.fetched: deque[tuple[int, list[Record]]] = deque()
         self.checkpoint: Checkpoint | None = None
         self.to_commit: Checkpoint | None = None
+        self.sought = False
+        self.start = self.end = runner.next_offset  # what this runner has applied, and
+        self.sent: dict[TP, list[tuple[int, int]]] = {}  # the origins that it sent to each journal meanwhile
 
 
 class Worker:
@@ -104,6 +108,7 @@ class World:
         self.fired: Counter[str] = Counter()
         self.held: dict[TP, int] = {}
         self.turn = 0
+        self.past: list[Host] = []
         self.plain = rng.random() < 0.5
         self.batch_max = rng.choice((1, 3, FETCH_MAX, 40))
         self.rebalance()
@@ -231,6 +236,7 @@ class World:
         if committed is not None and committed[0] > runner.next_offset:
             self.happened["applied again"] += 1
         worker.hosts[tp] = host
+        self.past.append(host)
 
     # ---- what a worker does, piece by piece ----
 
@@ -240,7 +246,8 @@ class World:
         if not records:
             return False
         epoch = host.runner.epoch
-        if self.faults and rng.random() < 0.02:
+        sought, host.sought = host.sought, False
+        if self.faults and not sought and rng.random() < 0.02:
             self.happened["fetch lost"] += 1  # the next fetch stands behind a gap
         else:
             host.fetched.append((epoch, records))
@@ -264,7 +271,13 @@ class World:
             self.happened["reseek"] += 1
             runner.epoch += 1
             host.position = sends.offset
+            host.sought = True
             return True
+        host.end = runner.next_offset
+        for send in sends:
+            if send.topic in JOURNALS:
+                origins = host.sent.setdefault((send.topic, send.partition), [])
+                origins += [(item.offset, item.n) for item in decode_block(send.value).items]
         for send in runner.handed(sends):
             worker.queued.setdefault((send.topic, send.partition), deque()).append((runner, send))
         return True
@@ -413,10 +426,11 @@ class World:
             if tp[0] == "terminal-journal":
                 self.held[tp] = self.turn + 60
                 self.happened["held"] += 1
-        elif chance < 0.29:
+        elif chance < 0.30:
             tp = rng.choice(self.tps)
             if tp in self.group.offsets:  # an operator resets the group's offset: it carries no word of ours
-                self.group.offsets[tp] = (rng.randrange(self.log.end(tp) + 1), rng.choice(("", "1:00:0")))
+                end = self.log.end(tp)
+                self.group.offsets[tp] = (rng.choice((end, rng.randrange(end + 1))), rng.choice(("", "1:00:0")))
                 self.happened["offsets reset"] += 1
 
     def settle(self) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from mutants import MUTANTS, ROOT, Mutant, caught_by
 from sim_seed import run_seed
 
 from stream.runner.partition import CRASH_POINTS
@@ -61,3 +62,15 @@ def test_a_seed_is_the_same_run_under_another_hash_seed() -> None:
     found = [[line for line in digests(seed).splitlines() if line.startswith("digest")] for seed in ("1", "2")]
     assert len(found[0]) == 3
     assert found[0] == found[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
+def test_a_fault_planted_in_the_source_is_found(mutant: Mutant) -> None:
+    assert caught_by(mutant) is not None
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
+def test_a_mutant_still_finds_the_text_that_it_replaces(mutant: Mutant) -> None:
+    for file, text, _ in mutant.patches:
+        assert (ROOT / file).read_text().count(text) == 1
