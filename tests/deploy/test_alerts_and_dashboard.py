@@ -54,7 +54,7 @@ def test_every_alert_says_what_and_what_to_do():
     for rule in RULES:
         assert rule["labels"]["severity"] in ("page", "ticket")
         assert rule["annotations"]["summary"]
-        assert rule["annotations"]["action"].endswith((".", "`."))
+        assert rule["annotations"]["action"].endswith((".", "?"))
 
 
 def test_dashboard_can_be_provisioned():
