@@ -118,6 +118,7 @@ PAYMENT_FEATURES: Final[tuple[Feature, ...]] = (
         Feature(field, "code", "now", ", ".join(f"{i} {v}" for i, v in enumerate(CODES[field])), "payment")
         for field in CODED_FIELDS
     ),
+    Feature("mcc", "code", "now", "merchant category, ISO 18245, as a number; NaN: absent", "payment"),
 )
 
 ACCOUNT_COLUMNS: Final = (
@@ -166,7 +167,7 @@ _EPOCH_WEEKDAY_MIN: Final = 3 * 1440  # 1970-01-01 was a Thursday
 COMBINATIONS_MAX: Final = 65_536
 
 _coded = attrgetter(
-    "merchant_country", "issuer_country", "currency", "billing_currency", *CODED_FIELDS
+    "merchant_country", "issuer_country", "currency", "billing_currency", "mcc", *CODED_FIELDS
 )  # all that is looked up, in one call
 
 
@@ -191,10 +192,11 @@ _codes_seen: dict[tuple[str | None, ...], bytes] = {}
 def _codes_of(combination: tuple[str | None, ...]) -> bytes:
     row = _codes_seen.get(combination)
     if row is None:
-        merchant_country, issuer_country, currency, billing_currency, *coded = combination
+        merchant_country, issuer_country, currency, billing_currency, mcc, *coded = combination
         codes = [_differ(merchant_country, issuer_country), _differ(currency, billing_currency)]
         for field, value in zip(CODED_FIELDS, coded, strict=True):
             codes.append(float("nan") if value is None else CODES[field].get(value, float("nan")))
+        codes.append(float(mcc) if mcc is not None and mcc.isascii() and mcc.isdigit() else float("nan"))
         row = np.array(codes, np.float32).tobytes()
         if len(_codes_seen) >= COMBINATIONS_MAX:
             _codes_seen.clear()

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from stream.errors import InternalError
-from stream.features import FEATURES_VERSION, MODEL_FEATURES
+from stream.features import FEATURES_VERSION, MODEL_FEATURES, MODEL_NAMES
 from stream.model.learner import MATURITY_SOURCE, PROVISIONAL_WEIGHT, Held, Learner, Published
 from stream.model.learner import Settings as LearnerSettings
+from stream.model.pairs import pairs_of
 from stream.stages.control import CONTROL, model_record
 from stream.stages.stage import Outbox, Step
 from stream.stages.state import State
@@ -24,7 +25,9 @@ UNNAMED_SOURCE = "unnamed"
 
 def fresh_learner() -> Learner:
     """The learner of a deployment that has none yet."""
-    return Learner(LearnerSettings(features=len(MODEL_FEATURES), features_version=FEATURES_VERSION))
+    return Learner(
+        LearnerSettings(features=len(MODEL_FEATURES), features_version=FEATURES_VERSION, pairs=pairs_of(MODEL_NAMES))
+    )
 
 
 class LearnStage:

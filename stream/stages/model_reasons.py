@@ -31,6 +31,7 @@ _BY_PREFIX: Final = (
     ("terminal_", "terminal_at_risk"),
     ("local_hour", "time_unusual"),
     ("is_weekend", "time_unusual"),
+    ("mcc", "merchant_category"),
     ("amount", "amount_high"),
     ("cross_border", "place_unusual"),
 )

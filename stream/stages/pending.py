@@ -2,20 +2,24 @@
 
 Rows are keyed by event time, so that those which mature next come first and old ones go by range. A row is
 
-    flags (1 byte) | taught (1) | length of the terminal's key (2) | that key | features float32[F]
+    flags (1 byte) | truth (1) | taught (1) | length of the terminal's key (2), of the features (2) | key | float32[F] |
+    label (msgpack), while one waits
 
-Bound: `road_ms` on the labels' clock, 25 + 4 + key + 4 F bytes a payment.
+Bound: `road_ms` on the labels' clock, 25 + 7 + key + 4 F bytes a payment.
 """
 
 import struct
 from typing import NamedTuple
+
+import msgspec
 
 from stream.model.sampling import keep_legitimate
 from stream.stages import keys
 from stream.stages.state import State
 from topics.journal import Judged
 
-_HEAD = struct.Struct("<BBH")
+_HEAD = struct.Struct("<BBBHH")
+_label = msgspec.msgpack.Decoder(tuple[int, str | None])
 
 THROUGH_NO = 1  # declined, voided or expired: the money did not move
 ANSWERED_DECLINE = 2  # in mode enforce, so nothing can be learned from silence
@@ -25,12 +29,18 @@ TAUGHT_NOTHING, TAUGHT_FRAUD, TAUGHT_PROVISIONAL, TAUGHT_LEGITIMATE, TAUGHT_BY_S
 
 
 class Row(NamedTuple):
-    """`entity`: the state key of the payment's terminal, empty if it named none."""
+    """`truth`: what the labels say by now, `taught`: what the learner has been told, both of TAUGHT_*.
+
+    `entity`: the state key of the payment's terminal, empty if it named none. `label`: (observed_at in ms UTC, source)
+    of the latest word, while it waits for the payment to mature.
+    """
 
     flags: int
+    truth: int
     taught: int
     entity: bytes
     features: bytes
+    label: tuple[int, str | None] | None = None
 
     @property
     def went_through(self) -> bool:
@@ -41,13 +51,17 @@ class Row(NamedTuple):
 
 
 def pack(row: Row) -> bytes:
-    return _HEAD.pack(row.flags, row.taught, len(row.entity)) + row.entity + row.features
+    head = _HEAD.pack(row.flags, row.truth, row.taught, len(row.entity), len(row.features))
+    tail = b"" if row.label is None else msgspec.msgpack.encode(row.label)
+    return head + row.entity + row.features + tail
 
 
 def unpack(value: bytes) -> Row:
-    flags, taught, length = _HEAD.unpack_from(value)
-    start = _HEAD.size + length
-    return Row(flags, taught, value[_HEAD.size : start], value[start:])
+    flags, truth, taught, entity, features = _HEAD.unpack_from(value)
+    middle = _HEAD.size + entity
+    end = middle + features
+    label = _label.decode(value[end:]) if len(value) > end else None
+    return Row(flags, truth, taught, value[_HEAD.size : middle], value[middle:end], label)
 
 
 def what_was_taught(row: Row, pid: bytes) -> tuple[bool, float]:
@@ -63,8 +77,8 @@ def pending_key(event_ms: int, pid: bytes) -> bytes:
     return keys.time_key(keys.TABLE_PENDING, event_ms, pid)
 
 
-def taught_by(judged: Judged) -> int:
-    """What a row teaches after this judgement."""
+def truth_of(judged: Judged) -> int:
+    """The truth after this judgement."""
     if judged.fraud is None:
         return TAUGHT_NOTHING
     if not judged.fraud:

@@ -196,7 +196,9 @@ class TerminalStage:
         key = pending.pending_key(payment.event_time, item.pid)
         flags = pending.ANSWERED_DECLINE if decided.declines(i) and mode != "backfill" else 0
         entity = b"" if payment.terminal_id is None else keys.entity_key(payment.tenant_id, payment.terminal_id)
-        self._state.put(key, pending.pack(pending.Row(flags, pending.TAUGHT_NOTHING, entity, features)))
+        self._state.put(
+            key, pending.pack(pending.Row(flags, pending.TAUGHT_NOTHING, pending.TAUGHT_NOTHING, entity, features))
+        )
         if key < self._globals.cursor:
             self._state.put(keys.TABLE_LATE_DUE + key[1:], b"")
             self._globals.due_left = True
@@ -256,7 +258,8 @@ class TerminalStage:
             raise InternalError(f"a {type(item).__name__} does not belong on {TERMINAL_JOURNAL}")
 
     def _join(self, step: Step, judged: Judged, out: Outbox) -> None:
-        """The truth meets the features as they were; what was taught before is corrected."""
+        """The truth meets the features as they were. It teaches when the payment is mature, as silence does: frauds
+        that were learned before the legitimate payments of their days would be told from them by the date."""
         key = pending.pending_key(judged.event_ms, judged.pid)
         kept = self._state.get(key)
         if kept is None or self._forgotten(judged.event_ms):
@@ -265,18 +268,19 @@ class TerminalStage:
         self.counts["labels_met"] += 1
         row = pending.unpack(kept)
         self._mark_terminal(row, judged)
-        teaches = pending.taught_by(judged)
+        truth = pending.truth_of(judged)
+        if not self._matured(key):
+            label = (judged.observed_ms, judged.source)
+            self._state.put(key, pending.pack(row._replace(truth=truth, label=label)))
+            return
         was_fraud, was_weight = pending.what_was_taught(row, judged.pid)
-        if teaches == pending.TAUGHT_NOTHING:
-            if not was_fraud or not was_weight:
-                return
-            teaches = pending.TAUGHT_LEGITIMATE
-        fraud = teaches != pending.TAUGHT_LEGITIMATE
-        if was_weight and was_fraud == fraud and teaches != pending.TAUGHT_FRAUD:
+        if truth == pending.TAUGHT_NOTHING:  # its labels say nothing of fraud any more
+            truth = pending.TAUGHT_LEGITIMATE if was_fraud and was_weight else row.taught
+        fraud = truth in (pending.TAUGHT_FRAUD, pending.TAUGHT_PROVISIONAL)
+        confirms = was_weight and was_fraud == fraud and truth != pending.TAUGHT_FRAUD
+        if confirms or truth == row.taught:
             return
-        if teaches == row.taught:
-            return
-        self._state.put(key, pending.pack(row._replace(taught=teaches)))
+        self._state.put(key, pending.pack(row._replace(truth=truth, taught=truth)))
         example = Example(
             step.offset,
             origin_n(step, 0),
@@ -294,6 +298,10 @@ class TerminalStage:
             row.taught == pending.TAUGHT_PROVISIONAL,
         )
         out.journal(step, EXAMPLES, 0, example)
+
+    def _matured(self, key: bytes) -> bool:
+        """Whether this row's time has come and was used."""
+        return key < self._globals.cursor and self._state.get(keys.TABLE_LATE_DUE + key[1:]) is None
 
     def _mark_terminal(self, row: pending.Row, judged: Judged) -> None:
         if not row.entity:
@@ -342,7 +350,8 @@ class TerminalStage:
         return event_ms < self._forget_before_ms()
 
     def _mature(self, step: Step, out: Outbox) -> None:
-        """Silence becomes legitimacy, by the labels' clock alone; a bounded number of rows a step."""
+        """What labels said is taught, and silence becomes legitimacy, by the labels' clock alone; a bounded number of
+        rows a step."""
         g = self._globals
         horizon_ms = self._label_clock_ms - self.meaning.limits.maturity_ms
         if horizon_ms <= 0:
@@ -353,39 +362,46 @@ class TerminalStage:
             if taught == MATURED_MAX:
                 g.due_left = True
                 return
-            taught += self._silence(step, key, value, taught, out)
+            taught += self._teach(step, key, value, taught, out)
             self._state.delete(keys.TABLE_LATE_DUE + key[1:])
         for key, value in due.rows:
             if taught == MATURED_MAX:
                 g.due_left = True
                 return
-            taught += self._silence(step, key, value, taught, out)
+            taught += self._teach(step, key, value, taught, out)
             g.cursor = key + b"\0"
         g.cursor = due.cursor
         g.due_left = due.more
 
-    def _silence(self, step: Step, key: bytes, value: bytes | None, j: int, out: Outbox) -> bool:
+    def _teach(self, step: Step, key: bytes, value: bytes | None, j: int, out: Outbox) -> bool:
         """One row whose time has come; whether it teaches."""
         event_ms = int.from_bytes(key[1:9], "big")
         if value is None or self._forgotten(event_ms):
             return False
         row = pending.unpack(value)
         pid = key[9:]
-        weight = keep_legitimate(keys.pid64(pid))
-        if row.taught != pending.TAUGHT_NOTHING or not row.went_through or not weight:
-            return False
+        if row.truth == pending.TAUGHT_NOTHING:
+            weight = keep_legitimate(keys.pid64(pid))
+            if not row.went_through or not weight:
+                return False
+            taught, observed_ms, source = pending.TAUGHT_BY_SILENCE, self._label_clock_ms, None
+        else:
+            weight, taught = 1.0, row.truth
+            observed_ms, source = row.label or (self._label_clock_ms, None)
         self.counts["matured"] += 1
-        self._state.put(key, pending.pack(row._replace(taught=pending.TAUGHT_BY_SILENCE)))
+        self._state.put(key, pending.pack(row._replace(taught=taught, label=None)))
         example = Example(
             step.offset,
             origin_n(step, j),
-            EXAMPLE_MATURED,
+            EXAMPLE_MATURED if taught == pending.TAUGHT_BY_SILENCE else EXAMPLE_LABELLED,
             pid,
             event_ms,
-            self._label_clock_ms,
-            False,
+            observed_ms,
+            taught in (pending.TAUGHT_FRAUD, pending.TAUGHT_PROVISIONAL),
             weight,
             row.features,
+            taught == pending.TAUGHT_PROVISIONAL,
+            source,
         )
         out.journal(step, EXAMPLES, 0, example)
         return True

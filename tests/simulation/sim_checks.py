@@ -21,6 +21,7 @@ from topics.control import parse_control, payload_as
 from topics.decision import Decision
 from topics.details import DecisionDetails
 from topics.journal import (
+    EXAMPLE_LABELLED,
     EXAMPLE_MATURED,
     EXAMPLE_UNLABELLED,
     FIRST_PREV,
@@ -314,7 +315,6 @@ class Reading:
 
     def _judge(self, item: Judged, examples: list[Example]) -> None:
         require(len(examples) <= 1, "a label taught twice")
-        known = item.pid in self.placed and item.event_ms > self.road_ms + 86_400_000
         for example in examples:
             require(example.pid == item.pid, "an example of another payment")
             require(example.event_ms <= self.due_ms, "a label taught before its payment matured")
@@ -324,7 +324,7 @@ class Reading:
             require((example.was_weight > 0) == (before is not None), "corrects what was not taught")
             require(before is None or example.was_fraud == before, "corrects another truth")
             self.taught[item.pid] = example.fraud
-        if known:
+        if item.pid in self.placed:
             self.judged[item.pid] = item
 
     def _mature(self, examples: list[Example]) -> None:
