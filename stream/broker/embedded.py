@@ -21,6 +21,7 @@ from stream.broker.kafka_home import KafkaHome, new_cluster_id, server_command
 from stream.broker.ports import free_ports, listens
 from stream.broker.probe import answers
 from stream.broker.process import GuardedProcess, memory_bytes, signal_group
+from stream.broker.security import ADMIN, BrokerSecurity
 from stream.broker.server_properties import Node, server_properties
 
 START_TIMEOUT_S = 120.0  # 3 s on an idle machine; 25 s were seen on two busy cores
@@ -44,15 +45,20 @@ class EmbeddedBroker:
         port: int | None = None,
         controller_port: int | None = None,
         properties: Mapping[str, str] | None = None,
+        security: BrokerSecurity | None = None,
         heap_mb: int = HEAP_MB,
         start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
-        """`port`, `controller_port`: fixed ones; None: free ones. `properties` win over ours."""
+        """`port`, `controller_port`: fixed ones; None: free ones. `properties` win over ours.
+
+        `security`: None lets everybody on this machine in.
+        """
         self._temporary = directory is None
         self.home = KafkaHome((directory or Path(tempfile.mkdtemp(prefix="fraudstream-kafka-"))).absolute())
         self._wanted_ports = (port, controller_port)
         self._ports: tuple[int, int] | None = None
         self._properties = dict(properties or {})
+        self.security = security
         self._heap_mb = heap_mb
         self._start_timeout_s = start_timeout_s
         self._process: GuardedProcess | None = None
@@ -71,6 +77,10 @@ class EmbeddedBroker:
     def bootstrap(self) -> str:
         """`host:port` for clients. Raises `BrokerFailed` before the first start."""
         return self._node().bootstrap
+
+    def client(self, user: str = ADMIN) -> dict[str, str]:
+        """Configuration for a confluent-kafka client; `user` matters with security only."""
+        return {"bootstrap.servers": self.bootstrap} | ({} if self.security is None else self.security.client(user))
 
     @property
     def pid(self) -> int | None:
@@ -139,7 +149,12 @@ class EmbeddedBroker:
         if listens(broker_port):
             # Else the probe would take the other program's answers, or its silence, for Kafka's.
             raise BrokerFailed(f"another program listens on {node.bootstrap} ({PORT_TAKEN})")
-        self.home.write_properties(server_properties(node, {node.node_id: controller_port}))
+        security = self.security
+        self.home.write_properties(
+            server_properties(
+                node, {node.node_id: controller_port}, security=None if security is None else security.properties()
+            )
+        )
         self.home.format(new_cluster_id())
         self._process = GuardedProcess(
             server_command(self.home, heap_mb=self._heap_mb),
@@ -147,7 +162,7 @@ class EmbeddedBroker:
             remove=self.home.directory if self._temporary else None,
         )
         give_up_at_s = time.monotonic() + self._start_timeout_s
-        while not answers(node.bootstrap):
+        while not answers(node.bootstrap, None if security is None else security.client()):
             if self._process.exit_code is not None:
                 raise BrokerFailed(
                     f"Kafka on port {broker_port} ended with code {self._process.exit_code}.\n{self.home.tail()}"
@@ -157,6 +172,8 @@ class EmbeddedBroker:
                     f"Kafka on port {broker_port} did not answer in {self._start_timeout_s:.0f} s.\n{self.home.tail()}"
                 )
             time.sleep(PROBE_EVERY_S)
+        if security is not None:
+            security.create_users(node.bootstrap)
 
     def _choose_ports(self) -> tuple[int, int]:
         if self._ports is None:

@@ -1,4 +1,4 @@
-"""`fraud topics create | check`: the catalogue's topics on a broker."""
+"""`fraud topics create | check | acls`: the catalogue's topics on a broker."""
 
 import sys
 from typing import Annotated, NoReturn
@@ -8,10 +8,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from stream.broker.acls import PRINCIPALS, Acl, apply_acls, wanted_acls
 from stream.broker.errors import BrokerError
 from stream.broker.topic_admin import Finding, check_topics, create_topics
 from stream.cli.broker import known_settings
-from topics.catalogue import catalogue
+from topics.catalogue import Principal, catalogue
 
 app = typer.Typer(name="topics", help="The topics of the catalogue, on a broker.", no_args_is_help=True)
 
@@ -89,6 +90,58 @@ def check(
     else:
         Console().print(f"All {len(wanted)} topics are as the catalogue says.")
     raise typer.Exit(1 if findings else 0)
+
+
+@app.command(epilog="Example: fraud topics acls --apply --principal detector=svc-fraud --principal blocker=svc-auth")
+def acls(
+    apply: Annotated[
+        bool, typer.Option("--apply/--print", help="Grant them on the broker, or only show them.")
+    ] = False,
+    principal: Annotated[
+        list[str] | None,
+        typer.Option(help=f"ROLE=USER, if the user has another name than its role: {', '.join(PRINCIPALS)}."),
+    ] = None,
+    bootstrap: BootstrapOption = None,
+    prefix: PrefixOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Who may read and write which topic: the catalogue's readers and writers, as ACLs. Nothing is ever taken away.
+
+    With --apply, exit code 1 if the broker allows more on these topics than the catalogue says.
+    """
+    settings = known_settings(bootstrap=bootstrap, prefix=prefix)
+    wanted = wanted_acls(catalogue(settings.prefix).values(), group=settings.group, names=_names(principal or []))
+    beyond: list[str] = []
+    if apply:
+        try:
+            beyond = apply_acls(settings.client(), wanted).beyond
+        except BrokerError as error:
+            _fail(error)
+    if as_json:
+        _print_json({"acls": msgspec.to_builtins(wanted), "applied": apply, "beyond": beyond})
+    else:
+        _print_acls(wanted, beyond, applied=apply)
+    raise typer.Exit(1 if beyond else 0)
+
+
+def _names(given: list[str]) -> dict[Principal, str]:
+    names: dict[Principal, str] = {}
+    for text in given:
+        role, _, user = text.partition("=")
+        if role not in PRINCIPALS or not user:
+            raise typer.BadParameter(f"{text!r} is not ROLE=USER", param_hint="--principal")
+        names[role] = user
+    return names
+
+
+def _print_acls(wanted: list[Acl], beyond: list[str], *, applied: bool) -> None:
+    if not applied:
+        # Lines for kafka-acls, so no table: they are to be copied.
+        sys.stdout.writelines(acl.command + "\n" for acl in wanted)
+        return
+    Console().print(f"Granted {len(wanted)} permissions.")
+    for line in beyond:
+        Console().print(f"allowed beyond the catalogue: {line}", style="red", markup=False)
 
 
 def _print_findings(findings: list[Finding]) -> None:
