@@ -1,8 +1,6 @@
-"""JSON Schemas of the public contracts: `python -m topics.schema DIRECTORY` writes them."""
+"""JSON Schemas of the public contracts: `fraud topics schemas DIRECTORY` writes them."""
 
 import json
-import sys
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -50,9 +48,3 @@ def schema_files() -> dict[str, str]:
         for name in CONTRACTS
     }
 
-
-if __name__ == "__main__":
-    directory = Path(sys.argv[1]) if len(sys.argv) == 2 else Path(__file__).parent / "schema"
-    directory.mkdir(exist_ok=True)
-    for file, text in schema_files().items():
-        (directory / file).write_text(text, encoding="utf-8")

@@ -1,6 +1,7 @@
 """`fraud topics create | check | acls`: the catalogue's topics on a broker."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import msgspec
@@ -13,6 +14,7 @@ from stream.broker.errors import BrokerError
 from stream.broker.topic_admin import Finding, check_topics, create_topics
 from stream.cli.broker import known_settings
 from topics.catalogue import Principal, catalogue
+from topics.schema import schema_files
 
 app = typer.Typer(name="topics", help="The topics of the catalogue, on a broker.", no_args_is_help=True)
 
@@ -160,3 +162,13 @@ def _fail(error: BrokerError) -> NoReturn:
 
 def _print_json(what: object) -> None:
     sys.stdout.write(msgspec.json.encode(what).decode() + "\n")
+
+
+@app.command(epilog="Example: fraud topics schemas schemas/")
+def schemas(directory: Annotated[Path, typer.Argument(help="Where they go; made if it is not there.")]) -> None:
+    """Write the JSON Schemas of the public contracts, for other languages."""
+    directory.mkdir(parents=True, exist_ok=True)
+    files = schema_files()
+    for name, text in files.items():
+        (directory / name).write_text(text, encoding="utf-8")
+    Console().print(f"Wrote {len(files)} schemas to {directory}.")
