@@ -78,7 +78,7 @@ def evaluate(
                 batch=settings.batch,
                 plain=settings.plain,
             )
-        scores = Scores(frauds_of(labels))
+        scores = Scores(frauds_of(files.labels))
         readers: list[AnswerReader] = [scores]
         if files.decisions is not None:
             readers.append(stack.enter_context(DecisionsFile(files.decisions)))
