@@ -8,7 +8,9 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from stream.broker.topic_admin import describe_topics, id_bytes
 from stream.errors import ConfigurationError, OperatorError, StateError
-from stream.runner.errors import StepFailed, Unreadable
+from stream.runner.errors import ForeignState, StepFailed, Unreadable
 from stream.runner.partition import Reseek, no_crash, suppress_below
 from stream.settings import Settings
 from stream.stages.account import TERMINAL_JOURNAL
@@ -31,20 +33,21 @@ from stream.version import ENGINE_VERSION
 from stream.windows.entity import EntityWindows
 from stream.worker.control_log import ControlLog
 from stream.worker.fetch import TP, FetchError, FetchSettings, Round
-from stream.worker.host import Host, Status
+from stream.worker.host import Host, Status, damage_under
 from stream.worker.membership import CommitFenced, MembershipSettings, create_app, run
 from stream.worker.observe import Observer
 from stream.worker.producer import WorkerProducer
 from stream.worker.snapshots import (
     SnapshotError,
+    SnapshotTorn,
     SnapshotUnavailable,
-    latest,
     restore,
     take_checkpoint,
     thin,
     upload_directory,
+    whole,
 )
-from stream.worker.store import StoreError, StoreFull, StoreMemory, instance_lock
+from stream.worker.store import StoreCorrupt, StoreError, StoreFull, StoreMemory, instance_lock
 from topics.journal import tick_block
 
 log = logging.getLogger(__name__)
@@ -60,9 +63,14 @@ STAGES = {
 }
 OUTPUTS = (DECISIONS, DETAILS, DEAD_LETTERS)
 ACK_POLL_S = 0.002
+CHECKPOINT_PAUSE_S_MAX = 10.0
 HOLD_S_MAX = 8.0
 DUE_TICK_S = 0.25
-FULL_RETRY_S = 5.0
+FULL_RETRY_S = 2.0
+FULL_ROOM_BYTES = 16 << 20  # a memtable: what a checkpoint may need before it can be flushed
+ACKS_S_MAX = 2.0  # how long one partition may keep the others' checkpoints waiting
+ASK_AGAIN_S = 2.0
+WATCH_EVERY_S = 20.0
 QUERY_S = 10.0
 LATENCY_BUCKETS_S = np.array([0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0])
 
@@ -71,6 +79,7 @@ class Topology:
     """What the brokers have of the topics that we use: ids and numbers of partitions."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         prefix = settings.prefix
         names = [prefix + name for name in (*STAGES, *OUTPUTS)]
         found = describe_topics(settings.client(), names)
@@ -88,6 +97,12 @@ class Topology:
             terminal=counts[TERMINAL_JOURNAL],
             decisions=min(counts[DECISIONS], counts[DETAILS]),
         )
+
+    def current_ids(self) -> dict[str, bytes]:
+        """The ids of the topics as they are now; one that is gone is not among them. Raises `OperatorError`."""
+        prefix = self._settings.prefix
+        found = describe_topics(self._settings.client(), [prefix + name for name in STAGES])
+        return {name: id_bytes(found[prefix + name].topic_id) for name in STAGES if prefix + name in found}
 
 
 class Worker:
@@ -137,6 +152,7 @@ class Worker:
             self.membership.agent(stage)(self._work)
         self.observer = Observer(self, STAGES, LATENCY_BUCKETS_S.tolist())
         self._tasks: set[asyncio.Task[None]] = set()
+        self._directories: dict[TP, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._checkpointing = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -157,25 +173,32 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self.control_log.read_to_end)
         self.control_log.follow()
-        for work in (self._checkpoints(), self._ticks(), self._snapshots(), self._polls()):
+        for work in (self._checkpoints(), self._ticks(), self._snapshots(), self._polls(), self._watches()):
             self._spawn(self._guarded(work))
 
     async def _assigned(self, added: set[TP]) -> None:
         for tp in sorted(added):
-            self._spawn(self._open(tp))
+            self.hosts[tp] = host = self._host(self._logical(tp))
+            self._spawn(self._open(tp, host))
 
     async def _revoked(self, lost: set[TP]) -> None:
         for tp in lost:
             host = self.hosts.pop(tp, None)
             if host is not None:
                 host.status = Status.CLOSED
-                await asyncio.to_thread(host.close)
+                # One that is still opening is closed by whoever opens it: a restore may take a minute.
+                if not self._directories[tp].locked():
+                    await asyncio.to_thread(host.close)
 
     async def _hold(self, _owned: set[TP]) -> None:
         try:
-            await asyncio.wait_for(self._checkpoint(list(self.hosts.values())), HOLD_S_MAX)
-        except (TimeoutError, CommitFenced) as error:
-            log.warning("left without a last checkpoint (%s): the next owner repeats from the one before", error)
+            async with asyncio.timeout(HOLD_S_MAX), self._checkpointing:
+                await self._checkpoint(list(self.hosts.values()), HOLD_S_MAX / 2)
+        except (TimeoutError, CommitFenced, StoreError) as error:
+            log.warning(
+                "left without a last checkpoint (%s): the next owner repeats from the one before",
+                error or type(error).__name__,
+            )
 
     def _fetch_error(self, error: FetchError) -> None:
         host = None if error.tp is None else self.hosts.get(error.tp)
@@ -188,9 +211,8 @@ class Worker:
     def _logical(self, tp: TP) -> TP:
         return TP(tp.topic[len(self.settings.prefix) :], tp.partition)
 
-    async def _open(self, tp: TP) -> None:
-        name = self._logical(tp)
-        host = Host(
+    def _host(self, name: TP) -> Host:
+        return Host(
             name,
             Journal(name.topic, self.topology.ids[name.topic], name.partition),
             self.settings.state_dir / name.topic / str(name.partition),
@@ -200,15 +222,50 @@ class Worker:
             gather=name.topic in GATHERING,
             crash=self._crash,
         )
-        self.hosts[tp] = host
+
+    async def _open(self, tp: TP, host: Host) -> None:
+        """From the higher of local state and snapshot, to the first fetch. One at a time has a directory."""
         try:
-            local = await asyncio.to_thread(host.open_store)
-            await self._restore_snapshot(host, local)
-            await self._start(tp, host)
+            async with self._directories[tp]:
+                try:
+                    if self.hosts.get(tp) is host:
+                        await self._check_topic(host)
+                        local = await asyncio.to_thread(host.open_store)
+                        await self._restore_snapshot(host, local)
+                        await self._start(tp, host)
+                finally:
+                    if self.hosts.get(tp) is not host:
+                        await asyncio.to_thread(host.close)
+        except StoreFull as error:
+            self._out_of_room(tp, host, error)
+        except StoreCorrupt as error:
+            self._rebuild(tp, host, error)
         except (OperatorError, StoreError) as error:
             self._stop(host, error)
         except Exception as error:
             self.membership.fail(error)
+
+    async def _check_topic(self, host: Host) -> None:
+        """Raises `ForeignState` if the topic is another than when this process began."""
+        while True:
+            try:
+                now = await asyncio.to_thread(self.topology.current_ids)
+                break
+            except OperatorError as error:
+                log.warning("asking for the topics' ids again: %s", error)
+                await asyncio.sleep(ASK_AGAIN_S)
+        self._same_topic(host, now)
+
+    def _same_topic(self, host: Host, now: Mapping[str, bytes]) -> None:
+        journal = host.journal
+        found = now.get(journal.topic)
+        if found is None:
+            raise StateError(
+                f"topic {journal.topic} is gone. Operator: restore it, or start anew with `fraud init`, an empty state "
+                f"directory and an empty snapshot store"
+            )
+        if found != journal.topic_id:
+            raise ForeignState(journal._replace(topic_id=found), journal.topic_id, journal.partition)
 
     def _build(self, journal: Journal, state: State) -> Stage:
         return build_stage(
@@ -224,18 +281,27 @@ class Worker:
         url = self.settings.snapshot_url
         if url is None:
             return
+        topic_id = host.journal.topic_id.hex()
         try:
-            topic_id = host.journal.topic_id.hex()
-            manifest = await asyncio.to_thread(latest, url, host.tp.topic, host.tp.partition, topic_id=topic_id)
+            snapshots = whole(url, host.tp.topic, host.tp.partition, topic_id=topic_id)
+            while True:
+                manifest = await asyncio.to_thread(next, snapshots, None)
+                if manifest is None or (local is not None and manifest.offset <= local):
+                    return
+                if host.snapshot_below is not None and manifest.offset >= host.snapshot_below:
+                    continue
+                log.info("%s[%d]: restoring the snapshot at offset %d", *host.tp, manifest.offset)
+                try:
+                    await asyncio.to_thread(host.replace_store, manifest.offset, partial(restore, url, manifest))
+                except (SnapshotTorn, StoreCorrupt) as error:
+                    log.error("%s[%d]: this snapshot is no good, the one before is tried: %s", *host.tp, error)
+                    self.snapshot_failing = str(error)
+                    continue
+                host.snapshot_offset = manifest.offset
+                return
         except SnapshotUnavailable as error:
             log.error("%s[%d]: snapshots unavailable, local state is used: %s", *host.tp, error)
-            return
-        if manifest is None:
-            return
-        host.snapshot_offset = manifest.offset
-        if local is None or manifest.offset > local:
-            log.info("%s[%d]: restoring the snapshot at offset %d", *host.tp, manifest.offset)
-            await asyncio.to_thread(host.replace_store, lambda path: restore(url, manifest, path))
+            self.snapshot_failing = str(error)
 
     async def _start(self, tp: TP, host: Host) -> None:
         committed = (await self.membership.committed([tp])).get(tp)
@@ -272,12 +338,8 @@ class Worker:
             for batch in batches:
                 try:
                     sends = host.step(batch, fetched.epoch)
-                except (StepFailed, Unreadable) as error:
+                except (StepFailed, Unreadable, StateError, StoreError) as error:
                     self._failed(fetched.tp, host, error)
-                    break
-                except (StateError, StoreError) as error:
-                    self._stop(host, error)
-                    self.membership.fetcher.stop(fetched.tp)
                     break
                 if isinstance(sends, Reseek):
                     host.epoch = runner.epoch = runner.epoch + 1
@@ -302,25 +364,71 @@ class Worker:
     def _stop(self, host: Host, error: Exception) -> None:
         host.stop(error)
 
-    def _failed(self, tp: TP, host: Host, error: StepFailed | Unreadable) -> None:
-        """Restart from the checkpoint: a record at a time, or, if the record is named, when it is skipped."""
+    def _failed(self, tp: TP, host: Host, error: Exception) -> None:
+        """A damaged store is rebuilt, a full disk waited for. Else: again from the checkpoint, a record at a time; or,
+        if the record is named, when it is skipped."""
         self.membership.fetcher.stop(tp)
-        if not host.failed(error):
+        damage = damage_under(error)
+        if isinstance(damage, StoreCorrupt):
+            self._rebuild(tp, host, damage)
+        elif isinstance(damage, StoreFull):
+            self._out_of_room(tp, host, damage)
+        elif damage is not None or not isinstance(error, (StepFailed, Unreadable)):
+            self._stop(host, damage or error)
+        elif not host.failed(error):
             log.error("%s[%d]: %s: again from the checkpoint, a record at a time", *host.tp, error)
-            host.status = Status.OPENING
-            self._spawn(self._reopen(tp, host))
+            self._again(tp, host)
 
-    async def _reopen(self, tp: TP, host: Host) -> None:
+    def _rebuild(self, tp: TP, host: Host, error: StoreCorrupt) -> None:
+        """Set the store aside, and go on from a snapshot and the journal."""
+
+        def discard() -> None:
+            host.discard_store(error)
+
+        log.error("%s[%d]: the store is damaged and is rebuilt: %s", *host.tp, error)
+        self._again(tp, host, discard)
+
+    def _out_of_room(self, tp: TP, host: Host, error: StoreFull) -> None:
+        """RocksDB takes no writes after a failed one until it is opened again; before that there must be room."""
+        if not self.disk_full:
+            log.critical("DISK FULL: nothing is acknowledged until there is room: %s", error)
+        self.disk_full = True
+        self._again(tp, host, wait_for_room=True)
+
+    def _again(
+        self, tp: TP, host: Host, between: Callable[[], None] | None = None, *, wait_for_room: bool = False
+    ) -> None:
+        """Open the partition again, from its last checkpoint."""
+        self.membership.fetcher.stop(tp)
+        if host.status is Status.CLOSED:
+            return
+        host.status = Status.OPENING
+        self._spawn(self._reopen(tp, host, between, wait_for_room=wait_for_room))
+
+    async def _reopen(
+        self, tp: TP, host: Host, between: Callable[[], None] | None = None, *, wait_for_room: bool = False
+    ) -> None:
         try:
-            async with self._checkpointing:  # a checkpoint of the old runner may be under way
-                host.checkpoint = None
-            await asyncio.to_thread(host.close)
-            await asyncio.to_thread(host.open_store)
-            await self._start(tp, host)
-        except (OperatorError, StoreError) as error:
-            self._stop(host, error)
+            async with self._directories[tp]:
+                async with self._checkpointing:  # a checkpoint of the old runner may be under way
+                    host.checkpoint = None
+                await asyncio.to_thread(host.close)
+                if between is not None:
+                    await asyncio.to_thread(between)
         except Exception as error:
             self.membership.fail(error)
+            return
+        while wait_for_room and self.hosts.get(tp) is host and not self._has_room(host):
+            await asyncio.sleep(FULL_RETRY_S)
+        await self._open(tp, host)
+
+    def _has_room(self, host: Host) -> bool:
+        """Whether a checkpoint's worth of bytes would fit."""
+        try:
+            return shutil.disk_usage(host.directory.parent).free >= FULL_ROOM_BYTES
+        except OSError as error:
+            log.error("%s: %s", host.directory, error)
+            return False
 
     def _skip_arrived(self, topic_id: bytes, partition: int, offset: int) -> None:
         """In the control log's thread: an operator has skipped a record."""
@@ -332,8 +440,7 @@ class Worker:
         for tp, host in self.hosts.items():
             if host.journal.topic_id == topic_id and host.tp.partition == partition and host.stopped_at == offset:
                 log.warning("%s[%d]@%d is skipped by an operator", *host.tp, offset)
-                host.status = Status.OPENING
-                self._spawn(self._reopen(tp, host))
+                self._again(tp, host)
 
     # ---- checkpoints ----
 
@@ -342,70 +449,97 @@ class Worker:
             await self._until_due()
             try:
                 async with self._checkpointing:
-                    await self._checkpoint([host for host in self.hosts.values() if host.unsettled])
-                self.disk_full = False
+                    unsettled = [host for host in self.hosts.values() if host.unsettled or host.checkpoint is not None]
+                    await self._checkpoint(unsettled, ACKS_S_MAX)
             except CommitFenced as error:
                 log.warning("fenced: %s", error)
-            except StoreFull as error:
-                if not self.disk_full:
-                    log.critical("DISK FULL: nothing is acknowledged until there is room: %s", error)
-                self.disk_full = True
-                await asyncio.sleep(FULL_RETRY_S)
 
     async def _until_due(self) -> None:
-        """A second, or sooner if much has changed."""
-        end_s = time.monotonic() + self.settings.checkpoint_every_s
+        """A second, or sooner if much has changed; later while checkpoints themselves take long, so that they cost
+        at most a quarter of the time."""
+        last_s = self.checkpoint_seconds[-1] if self.checkpoint_seconds else 0.0
+        pause_s = max(self.settings.checkpoint_every_s, min(3.0 * last_s, CHECKPOINT_PAUSE_S_MAX))
+        end_s = time.monotonic() + pause_s
         while time.monotonic() < end_s:
             await asyncio.sleep(0.05)
             for host in self.hosts.values():
                 if host.runner is not None and host.runner.state.changed > self.settings.checkpoint_changes_max:
                     return
 
-    async def _checkpoint(self, hosts: Iterable[Host]) -> None:
-        """Steps 1 to 4 for all of `hosts`; those that are written are committed in one request."""
+    async def _checkpoint(self, hosts: Iterable[Host], acks_s_max: float) -> None:
+        """Steps 1 to 4 for all of `hosts`; those that are written are committed in one request.
+
+        A partition whose outputs are not acknowledged within `acks_s_max` holds up no other: its turn goes on next
+        time.
+        """
         began_s = time.monotonic()
         begun: list[Host] = []
         for host in hosts:
-            if host.status is Status.RUNNING and host.runner is not None:
-                if host.checkpoint is None:
-                    host.checkpointed_steps = host.runner.steps_applied
-                    host.checkpoint = host.runner.begin_checkpoint()
-                begun.append(host)
+            if host.status is Status.RUNNING and host.runner is not None and not host.runner.broken:
+                try:
+                    self._begin(host)
+                    begun.append(host)
+                except StoreError as error:
+                    self._failed(self._named(host), host, error)
         offsets: dict[TP, tuple[int, str]] = {}
-        for host in begun:
-            point = await self._write(host)
-            if point is not None:
-                offsets[TP(self.settings.prefix + host.tp.topic, host.tp.partition)] = point
+        waiting = begun
+        while waiting:
+            late = time.monotonic() - began_s > acks_s_max
+            ready = [host for host in waiting if self._acknowledged(host)]
+            waiting = [host for host in waiting if host not in ready and host.status is Status.RUNNING]
+            for host in ready:
+                point = await self._write(host)
+                if point is not None:
+                    offsets[self._named(host)] = point
+            if late:
+                break
+            if waiting and not ready:
+                self.producer.poll()
+                await asyncio.sleep(ACK_POLL_S)
         if not offsets:
             return
         self._crash("checkpoint.before_commit")
         await self.membership.commit(offsets)
         self._crash("checkpoint.after_commit")
         for host in begun:
-            point = offsets.get(TP(self.settings.prefix + host.tp.topic, host.tp.partition))
+            point = offsets.get(self._named(host))
             if point is not None:
                 host.committed_offset = point[0]
+        self.disk_full = self.disk_full and any(host.status is Status.OPENING for host in self.hosts.values())
         self.checkpoints += 1
         self.checkpoint_seconds.append(time.monotonic() - began_s)
         del self.checkpoint_seconds[:-1000]
 
-    async def _write(self, host: Host) -> tuple[int, str] | None:
-        """Steps 2 and 3 for one partition; where to commit, None if it was closed meanwhile."""
+    def _named(self, host: Host) -> TP:
+        return TP(self.settings.prefix + host.tp.topic, host.tp.partition)
+
+    def _begin(self, host: Host) -> None:
+        """Step 1, unless the checkpoint before is still under way."""
+        if host.checkpoint is None:
+            assert host.runner is not None
+            steps = host.runner.steps_applied
+            host.checkpoint = host.runner.begin_checkpoint()
+            host.checkpointed_steps = steps
+
+    def _acknowledged(self, host: Host) -> bool:
+        """Step 2."""
         runner, checkpoint = host.runner, host.checkpoint
-        if runner is None or checkpoint is None:
-            return None
-        while not runner.may_write(checkpoint):
-            self.producer.poll()
-            await asyncio.sleep(ACK_POLL_S)
-            if host.status is not Status.RUNNING or host.runner is not runner:
-                return None
-        store = host.store
-        if store is None:
+        return runner is not None and checkpoint is not None and runner.may_write(checkpoint)
+
+    async def _write(self, host: Host) -> tuple[int, str] | None:
+        """Step 3 for one partition; where to commit, None if it was closed or failed meanwhile."""
+        runner, checkpoint, store = host.runner, host.checkpoint, host.store
+        if runner is None or checkpoint is None or store is None or host.status is not Status.RUNNING:
             return None
         self._crash("checkpoint.before_write")
-        async with host.writing:
-            await asyncio.to_thread(store.write_changes, checkpoint.changes, sync=False)
-            host.written_offset = checkpoint.next_offset
+        try:
+            async with host.writing:
+                await asyncio.to_thread(store.write_changes, checkpoint.changes, sync=False)
+                host.written_offset = checkpoint.next_offset
+        except StoreError as error:
+            if host.status is Status.RUNNING:
+                self._failed(self._named(host), host, error)
+            return None
         runner.wrote(checkpoint)
         host.checkpoint = None
         self._crash("checkpoint.after_write")
@@ -418,6 +552,29 @@ class Worker:
         while True:
             await asyncio.sleep(0.02 if self.producer.queued else 0.1)
             self.producer.poll()
+
+    async def _watches(self) -> None:
+        """Says again what stands still, and sees whether a topic was made anew under us."""
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            try:
+                now = await asyncio.to_thread(self.topology.current_ids)
+            except OperatorError as error:
+                log.warning("topics cannot be looked at: %s", error)
+                now = self.topology.ids
+            for tp, host in list(self.hosts.items()):
+                if host.status is Status.RUNNING:
+                    try:
+                        self._same_topic(host, now)
+                    except StateError as error:
+                        self.membership.fetcher.stop(tp)
+                        self._stop(host, error)
+                elif host.status is Status.STOPPED:
+                    log.error("%s[%d] is STOPPED: %s", *host.tp, host.failure)
+            if self.disk_full:
+                log.error("DISK FULL: there is no room below %s", self.settings.state_dir)
+            if self.snapshot_failing:
+                log.error("snapshots fail: %s", self.snapshot_failing)
 
     async def _ticks(self) -> None:
         last_s, ticked_at = time.monotonic(), -1

@@ -2,7 +2,9 @@
 
 opening ──► running ──► closed            stopped: `apply` failed; waits for a skip in `control`
    ▲           │
-   └─ failed ──┴──► careful (from the checkpoint, a record at a time, to name the record) ──► stopped
+   ├─ failed ──┼──► careful (from the checkpoint, a record at a time, to name the record) ──► stopped
+   ├─ corrupt ─┤    the store is set aside, and rebuilt from a snapshot and the journal
+   └─ full ────┘    waits for room on the disk, then from the checkpoint
 """
 
 import asyncio
@@ -13,13 +15,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from stream.runner.errors import StepFailed, Unreadable
 from stream.runner.partition import META_KEY, Checkpoint, PartitionRunner, Reseek, Send, read_meta
 from stream.stages.keys import TABLE_PENDING
 from stream.stages.stage import Journal, Record, Stage
 from stream.stages.state import State
 from stream.worker.fetch import TP
-from stream.worker.store import RocksStore, StoreCorrupt, StoreMemory, set_aside
+from stream.worker.store import RocksStore, StoreCorrupt, StoreError, StoreMemory, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +55,8 @@ class Host:
         self.directory = directory
         self.status = Status.OPENING
         self.failure: str = ""
-        self.careful = False
+        self.careful_until = -1
+        self.snapshot_below: int | None = None
         self.epoch = 0
         self.runner: PartitionRunner | None = None
         self.store: RocksStore | None = None
@@ -77,21 +82,50 @@ class Host:
         """Open the local store; its next offset, None if it has no state. A corrupt one is set aside."""
         try:
             self.store = RocksStore.open(self.directory, memory=self._memory)
-            meta = read_meta(self.store.get_many([META_KEY])[0])
+            return self._next_offset(self.store)
         except StoreCorrupt as error:
-            self.close()
-            aside = set_aside(self.directory, str(error))
-            log.error("%s[%d]: corrupt state set aside at %s: %s", *self.tp, aside, error)
+            self.discard_store(error)
             self.store = RocksStore.open(self.directory, memory=self._memory)
             return None
-        return None if meta is None else meta.next_offset
 
-    def replace_store(self, restore: Callable[[Path], None]) -> None:
-        """Put a snapshot in the place of the local state."""
+    def discard_store(self, error: Exception) -> None:
+        """Set a corrupt store aside. If it came from a snapshot, neither that one nor a newer one is taken again:
+        the damage may be in there."""
         self.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
-        restore(self.directory)
+        if self.store_came_from is not None:
+            self.snapshot_below = self.store_came_from
+            self.store_came_from = None
+        if self.directory.exists():
+            aside = set_aside(self.directory, str(error))
+            log.error("%s[%d]: corrupt state set aside at %s: %s", *self.tp, aside, error)
+
+    store_came_from: int | None = None  # the offset of the snapshot that was restored
+
+    def replace_store(self, offset: int, restore: Callable[[Path], None]) -> None:
+        """Put the snapshot at `offset` in the place of the local state, which goes only when it has opened well."""
+        fetched = self.directory.with_name(f"{self.directory.name}.fetched")
+        shutil.rmtree(fetched, ignore_errors=True)
+        try:
+            restore(fetched)
+            with RocksStore.open(fetched, memory=self._memory) as store:
+                found = self._next_offset(store)
+            if found != offset:
+                raise StoreCorrupt(f"the snapshot at {offset} holds a state at {found}")
+            self.close()
+            shutil.rmtree(self.directory, ignore_errors=True)
+            fetched.rename(self.directory)
+        finally:
+            shutil.rmtree(fetched, ignore_errors=True)
         self.store = RocksStore.open(self.directory, memory=self._memory)
+        self.store_came_from = offset
+
+    @staticmethod
+    def _next_offset(store: RocksStore) -> int | None:
+        try:
+            meta = read_meta(store.get_many([META_KEY])[0])
+        except msgspec.MsgspecError as error:
+            raise StoreCorrupt(f"{store.directory}: its offset cannot be read: {error}") from error
+        return None if meta is None else meta.next_offset
 
     def start(self, start_offset: int, suppress_below: int, skips: set[int]) -> PartitionRunner:
         """A runner over what the store holds."""
@@ -123,20 +157,17 @@ class Host:
     # ---- work ----
 
     def step(self, records: list[Record], epoch: int) -> list[Send] | Reseek:
-        """Apply what was fetched. In careful mode a record at a time, so that a failure names its record."""
+        """Apply what was fetched."""
         runner = self.runner
         assert runner is not None
         if records:
             self.last_at_ms = records[-1].at_ms
-        if not self.careful:
-            return runner.step(records, epoch)
-        sends: list[Send] = []
-        for record in records:
-            step = runner.step([record], epoch)
-            if isinstance(step, Reseek):
-                return step
-            sends.extend(step)
-        return sends
+        return runner.step(records, epoch)
+
+    @property
+    def careful(self) -> bool:
+        """Whether records are applied one at a time, so that a failure names its record."""
+        return self.runner is not None and self.runner.next_offset < self.careful_until
 
     @property
     def unsettled(self) -> bool:
@@ -161,5 +192,11 @@ class Host:
             self._stopped_at = error.last
             self.stop(error)
             return True
-        self.careful = True
+        self.careful_until = error.last + 1
         return False
+
+
+def damage_under(error: BaseException) -> StoreError | None:
+    """The store's error that made a step fail: it is not the record's fault."""
+    cause = error.__cause__
+    return error if isinstance(error, StoreError) else cause if isinstance(cause, StoreError) else None

@@ -49,7 +49,7 @@ class WorkerProcess:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.exit_codes: list[int] = []
         self.stop_seconds: list[float] = []
-        self._command = [*command, "--state-dir", str(self.state)]
+        self._command = command
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -57,13 +57,17 @@ class WorkerProcess:
         assert not self.alive
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                self._command,
+                [*self._command, "--state-dir", str(self.state)],
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,
                 env={**os.environ, **self._environment, **environment},
                 start_new_session=True,
             )
+
+    def use_state(self, directory: Path) -> None:
+        """Another place for its state, before the first start."""
+        self.state = directory
 
     @property
     def alive(self) -> bool:
@@ -128,6 +132,7 @@ class Watcher(threading.Thread):
         self.expected: dict[int, list[int]] = defaultdict(list)
         self._next: dict[int, int] = defaultdict(int)
         self._answered: dict[int, set[int]] = defaultdict(set)
+        self.refused: dict[Place, str] = {}
         self.answers = 0
         self.moments: list[Moment] = []
         self.progressed_s = time.monotonic()
@@ -156,6 +161,11 @@ class Watcher(threading.Thread):
                     continue
                 self.answers += 1
                 self._answered[int(origin[1])].add(int(origin[2]))
+                value = message.value() or b""
+                if b'"refused"' in value:
+                    answer = msgspec.json.decode(value)
+                    if answer["outcome"] == "refused":
+                        self.refused[int(origin[1]), int(origin[2])] = answer["cause"]
             self._advance()
         consumer.close()
 
@@ -280,6 +290,7 @@ class Deployment:
         self.snapshot_path = self.directory / "snapshots"
         self.watcher: Watcher
         self.feeds: list[Feed] = []
+        self.cleanups: list[Callable[[], object]] = []
 
     def begin(self) -> None:
         """Topics, settings, and the eye on the answers."""
@@ -387,7 +398,27 @@ class Deployment:
                 total += max(0, int(group) - int(start))
         return total
 
+    def refused(self) -> int:
+        return len(self.watcher.refused)
+
+    def wrong_refusals(self) -> list[str]:
+        """Records that should have been refused, for that cause, and were not; or the other way round."""
+        wanted = {place: str(cause.value) for feed in self.feeds for place, cause in feed.causes.items()}
+        found = self.watcher.refused
+        return [
+            f"payments[{place[0]}]@{place[1]}: {found.get(place)} instead of {wanted.get(place)}"
+            for place in sorted(wanted.keys() | found.keys())
+            if found.get(place) != wanted.get(place)
+        ]
+
     def close(self) -> None:
+        try:
+            self._close()
+        finally:
+            for clean in self.cleanups:
+                clean()
+
+    def _close(self) -> None:
         for worker in self.workers:
             if worker.alive:
                 with contextlib.suppress(ProcessLookupError):

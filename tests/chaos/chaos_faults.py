@@ -1,15 +1,23 @@
-"""The faults. Each hurts a deployment under load, and says how it knows that the fault has bitten."""
+"""The faults. Each hurts a deployment under load, and says how it knows that the fault has bitten.
 
+`bit` in the evidence: True, False, or `AGAIN`: it has bitten if anything was sent or applied twice.
+"""
+
+import os
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from chaos_deployment import Deployment
-from chaos_load import Load
+from chaos_deployment import ChaosError, Deployment, WorkerProcess
+from chaos_load import Load, Mix
 
 Evidence = dict[str, Any]
 Fault = Callable[[Deployment, int], Evidence]
 FAULTS: dict[str, Fault] = {}
+AGAIN = "again"
 
 
 def fault(name: str) -> Callable[[Fault], Fault]:
@@ -25,25 +33,280 @@ def rate_for(payments: int, seconds: float, most: float = 2_000.0) -> float:
     return max(50.0, min(most, payments / seconds))
 
 
+def two_workers(deployment: Deployment) -> list[WorkerProcess]:
+    """Two members that share the partitions."""
+    workers = [deployment.worker("a"), deployment.worker("b")]
+    deployment.until(lambda: all(worker.count(r"added [1-9]\d* partitions") for worker in workers), "two members", 120)
+    return workers
+
+
+def alive(worker: WorkerProcess) -> None:
+    if not worker.alive:
+        raise ChaosError(f"worker {worker.name} ended by itself: {worker.log_text()[-2_000:]}")
+
+
 @fault("kill")
 def kill(deployment: Deployment, payments: int) -> Evidence:
     """SIGKILL one of two workers at random moments, and start it again."""
     times = min(50, max(3, payments // 20_000))
-    workers = [deployment.worker("a"), deployment.worker("b")]
+    workers = two_workers(deployment)
     feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 12.0 * times))
     deployment.until_answering()
-    deployment.until(lambda: all(worker.count("generation [2-9]") for worker in workers), "both are members")
-    kills = 0
-    while kills < times:
+    for _ in range(times):
         time.sleep(deployment.rng.uniform(1.0, 6.0))
         victim = deployment.rng.choice(workers)
-        if not victim.alive:
-            raise AssertionError(f"{victim.name} ended by itself")
+        alive(victim)
         deployment.watcher.mark(f"kill {victim.name}")
         victim.kill()
-        kills += 1
         time.sleep(deployment.rng.uniform(0.0, 8.0))
         victim.start()
         deployment.until_answering()
     feed.join()
-    return {"kills": kills, "bit": kills}
+    return {"kills": times, "bit": AGAIN}
+
+
+@fault("stop")
+def stop(deployment: Deployment, payments: int) -> Evidence:
+    """SIGSTOP past the session timeout: its partitions move; then SIGCONT, and the zombie must stop."""
+    times = min(20, max(2, payments // 50_000))
+    workers = two_workers(deployment)
+    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 25.0 * times))
+    deployment.until_answering()
+    moved = 0
+    for _ in range(times):
+        time.sleep(deployment.rng.uniform(1.0, 4.0))
+        victim = deployment.rng.choice(workers)
+        other = workers[1 - workers.index(victim)]
+        alive(victim)
+        before = other.count(r"added [1-9]\d* partitions")
+        deployment.watcher.mark(f"stop {victim.name}")
+        victim.freeze()
+        deployment.until(
+            lambda other=other, before=before: other.count(r"added [1-9]\d* partitions") > before, "moved", 90
+        )
+        moved += 1
+        time.sleep(deployment.rng.uniform(0.0, 4.0))
+        lost = victim.count("lost [1-9]")
+        victim.thaw()
+        deployment.until(lambda victim=victim, lost=lost: victim.count("lost [1-9]") > lost, "the zombie stops", 60)
+        deployment.until_answering()
+    feed.join()
+    return {"stops": times, "partitions_moved": moved, "bit": AGAIN}
+
+
+@fault("broker-kill")
+def broker_kill(deployment: Deployment, payments: int) -> Evidence:
+    """SIGKILL the only broker under load, away for 5 to 15 s; again on the same data. Workers stay."""
+    times = min(5, max(2, payments // 50_000))
+    workers = two_workers(deployment)
+    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 30.0 * times))
+    deployment.until_answering()
+    away_s = 0.0
+    for _ in range(times):
+        time.sleep(deployment.rng.uniform(2.0, 5.0))
+        deployment.broker.kill()
+        began_s = time.monotonic()
+        time.sleep(deployment.rng.uniform(5.0, 15.0))
+        deployment.broker.start()
+        away_s += time.monotonic() - began_s
+        deployment.watcher.mark("the broker is back")
+        deployment.until_answering()
+    feed.join()
+    for worker in workers:
+        alive(worker)
+    felt = deployment.logged("is tried again after|fetching goes on after|topics cannot be looked at")
+    return {"broker_kills": times, "away_s": round(away_s, 1), "complaints": felt, "bit": felt > 0}
+
+
+@fault("join-leave")
+def join_leave(deployment: Deployment, payments: int) -> Evidence:
+    """Workers join and leave (SIGTERM) every few seconds."""
+    times = min(40, max(4, payments // 10_000))
+    (steady,) = [deployment.worker("steady")]
+    deployment.until(lambda: steady.count("added [1-9]") > 0, "a member")
+    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 12.0 * times))
+    deployment.until_answering()
+    guests = [deployment.worker("guest-1", start=False), deployment.worker("guest-2", start=False)]
+    for _ in range(times):
+        guest = deployment.rng.choice(guests)
+        deployment.watcher.mark("join or leave")
+        if guest.alive:
+            code = guest.terminate()
+            if code:
+                raise ChaosError(f"SIGTERM ended in {code}: {guest.log_text()[-2_000:]}")
+        else:
+            guest.start()
+        time.sleep(deployment.rng.uniform(2.0, 8.0))
+    feed.join()
+    alive(steady)
+    moved = steady.count("lost [1-9]")
+    return {"joins_and_leaves": times, "generations_with_losses": moved, "bit": moved > 0}
+
+
+@fault("state-deleted")
+def state_deleted(deployment: Deployment, payments: int) -> Evidence:
+    """The whole state directory of a killed worker is gone; it comes back from snapshots and journals."""
+    worker = deployment.worker("a")
+    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 20.0))
+    deployment.until_answering()
+    deployment.until(lambda: any(deployment.snapshot_path.glob("terminal-journal/*/manifests/*")), "a snapshot")
+    time.sleep(deployment.rng.uniform(1.0, 4.0))
+    deployment.watcher.mark("state deleted")
+    worker.kill()
+    shutil.rmtree(worker.state)
+    worker.start()
+    deployment.until_answering()
+    feed.join()
+    return {"restored": worker.count("restoring the snapshot"), "bit": AGAIN}
+
+
+@fault("flip")
+def flip(deployment: Deployment, payments: int) -> Evidence:
+    """A byte flipped in the SSTs, the write-ahead log or the manifest of stores, after a SIGKILL."""
+    worker = deployment.worker("a")
+    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 45.0))
+    deployment.until_answering()
+    flipped: dict[str, int] = {}
+    for pattern in ("*.sst", "*.log", "MANIFEST-*"):
+        deployment.until(lambda: any(deployment.snapshot_path.glob("terminal-journal/*/manifests/*")), "a snapshot")
+        time.sleep(deployment.rng.uniform(2.0, 6.0))
+        deployment.watcher.mark(f"flip {pattern}")
+        worker.kill()
+        for topic in ("account-journal", "terminal-journal"):
+            for path in sorted((worker.state / topic).glob(f"[0-9]/{pattern}")):
+                flipped[pattern] = flipped.get(pattern, 0) + flip_bytes(path, deployment)
+        worker.start()
+        deployment.until_answering()
+    feed.join()
+    aside = worker.count("set aside at")
+    return {"flipped": flipped, "set_aside": aside, "bit": aside > 0}
+
+
+def flip_bytes(path: Path, deployment: Deployment) -> int:
+    """Turns a bit in one place of each 4 kB; how many places."""
+    content = bytearray(path.read_bytes())
+    if not content:
+        return 0
+    places = range(0, len(content), 4096)
+    for start in places:
+        content[deployment.rng.randrange(start, min(start + 4096, len(content)))] ^= 1 << deployment.rng.randrange(8)
+    path.write_bytes(content)
+    return len(places)
+
+
+@fault("disk-full")
+def disk_full(deployment: Deployment, payments: int) -> Evidence:
+    """The state is on a small tmpfs that fills up; later there is room again."""
+    if os.geteuid() != 0:
+        raise ChaosError("a small tmpfs needs root here")
+    mount = deployment.directory / "small"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", str(mount)], check=True)
+    deployment.cleanups.append(lambda: subprocess.run(["umount", "-l", str(mount)], check=False))
+    worker = deployment.worker("a", start=False)
+    worker.use_state(mount / "state")
+    worker.start()
+    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 40.0))
+    deployment.until_answering()
+    time.sleep(3)
+    filler = mount / "filler"
+    began_s = time.monotonic()
+    with open(filler, "wb", buffering=0) as out:
+        try:
+            while True:
+                out.write(bytes(1 << 16))
+        except OSError:
+            pass
+        try:
+            while True:
+                out.write(b"x")
+        except OSError:
+            pass
+    deployment.watcher.mark("disk full")
+    said_s = deployment.until(lambda: worker.count("DISK FULL") > 0, "it says so", 60)
+    time.sleep(8)
+    alive(worker)
+    filler.unlink()
+    room = deployment.watcher.mark("room again")
+    deployment.until(lambda: room.answered_s is not None, "resumes", 120)
+    feed.join()
+    return {
+        "said_after_s": round(said_s, 1),
+        "full_for_s": round(time.monotonic() - began_s, 1),
+        "resumed_after_s": round((room.answered_s or 0.0) - room.at_s, 1),
+        "bit": said_s <= 30,
+    }
+
+
+@fault("snapshot-unreachable")
+def snapshot_unreachable(deployment: Deployment, payments: int) -> Evidence:
+    """The snapshot store cannot be written for a while, nor read when a worker starts."""
+    deployment.snapshot_path.parent.mkdir(exist_ok=True)
+    deployment.snapshot_path.write_text("a file where a directory should be")
+    worker = deployment.worker("a")
+    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 25.0))
+    deployment.until_answering()
+    deployment.until(lambda: worker.count("no snapshot of") > 0, "it says so", 60)
+    deployment.watcher.mark("kill")
+    worker.kill()
+    worker.start()
+    deployment.until_answering()
+    deployment.snapshot_path.unlink()
+    deployment.until(lambda: any(deployment.snapshot_path.glob("*/*/manifests/*")), "snapshots again", 60)
+    feed.join()
+    complaints = worker.count("no snapshot of")
+    unread = worker.count("snapshots unavailable")
+    return {"complaints": complaints, "unread_at_start": unread, "bit": complaints > 0}
+
+
+@fault("snapshot-torn")
+def snapshot_torn(deployment: Deployment, payments: int) -> Evidence:
+    """Of the newest snapshots files are cut, flipped or missing; a worker without state must take older ones."""
+    worker = deployment.worker("a")
+    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 30.0))
+    deployment.until_answering()
+    where = deployment.snapshot_path
+    deployment.until(lambda: len(list(where.glob("terminal-journal/0/manifests/*"))) >= 3, "three snapshots", 120)
+    deployment.watcher.mark("torn")
+    worker.kill()
+    torn = 0
+    for partition in where.glob("*-journal/*"):
+        manifests = sorted((partition / "manifests").glob("*"))
+        if len(manifests) < 2:
+            continue
+        newest = manifests[-1]
+        files = sorted((partition / "files").glob("*"), key=lambda path: path.stat().st_mtime)
+        if files and deployment.rng.random() < 0.7:
+            flip_bytes(files[-1], deployment)  # its size is right: found by its digest
+        else:
+            newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+        torn += 1
+    shutil.rmtree(worker.state)
+    worker.start()
+    deployment.until_answering()
+    feed.join()
+    tried = worker.count("this snapshot is no good")
+    return {"torn": torn, "refused": tried, "bit": torn > 0 and tried > 0}
+
+
+@fault("poison")
+def poison(deployment: Deployment, payments: int) -> Evidence:
+    """1 % poison of every kind, 5 % repeats, 10 % out of order, some a month late; and a SIGKILL in between."""
+    workers = two_workers(deployment)
+    mix = Mix(poison=0.01, repeats=0.05, disorder=0.10, month_late=0.005)
+    feed = deployment.feed(Load(payments, deployment.seed, mix), rate=rate_for(payments, 15.0))
+    deployment.until_answering()
+    deployment.watcher.mark("kill")
+    workers[0].kill()
+    workers[0].start()
+    deployment.until_answered()
+    wrong = deployment.wrong_refusals()
+    if wrong:
+        raise ChaosError(f"{len(wrong)} records are not answered as they should be: {wrong[:5]}")
+    return {
+        "poison": len(feed.causes),
+        "kinds_of_poison": len(set(feed.causes.values())),
+        "repeats": len(feed.repeats),
+        "refused": deployment.refused(),
+        "bit": bool(feed.causes) and bool(feed.repeats),
+    }
