@@ -2,7 +2,19 @@
 
 import typer
 
-from stream.cli import broker, demo, evaluate, operate, publish, reconcile, simulate, topics, worker
+from stream.cli import (
+    broker,
+    demo,
+    evaluate,
+    features,
+    operate,
+    publish,
+    reconcile,
+    rules,
+    simulate,
+    topics,
+    worker,
+)
 
 app = typer.Typer(
     name="fraud",
@@ -13,12 +25,14 @@ app = typer.Typer(
 app.command("demo", epilog=demo.EPILOG)(demo.command)
 app.add_typer(broker.app)
 app.add_typer(topics.app)
+app.add_typer(rules.app)
 app.command("init", epilog="Example: fraud init --from earliest")(operate.init)
 app.command("worker", epilog="Example: fraud worker --state-dir state/a --metrics-port 9464")(worker.command)
 app.command("publish", epilog=publish.EPILOG)(publish.command)
 app.command("simulate", epilog="Example: fraud simulate --seed 1 --days 30 --out data")(simulate.command)
 app.command("reconcile", epilog=reconcile.EPILOG)(reconcile.command)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
+app.command("features", epilog=features.EPILOG)(features.command)
 app.command("mode", epilog='Example: fraud mode enforce --by ana --why "two weeks in the shadow were fine"')(
     operate.mode
 )
