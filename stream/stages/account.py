@@ -195,8 +195,6 @@ class AccountStage:
             if isinstance(step.item, Raw) and step.item.source == PAYMENTS:
                 self._count_refusal("", SKIPPED)
                 self._answers.refuse(step, step.item, step.sender, None, SKIPPED, out)
-            elif isinstance(step.item, Marker):
-                self.meaning.apply(step.item)
 
     def settle(self) -> None:
         for key, value in self.windows.export_dirty():

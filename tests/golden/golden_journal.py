@@ -7,7 +7,7 @@ together with a new `ENGINE_VERSION`.
 import json
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,8 +81,11 @@ class Answered(NamedTuple):
     states: dict[str, str]
 
 
-def answered(*, batch: int = 1_000, plain: bool = False, checkpoint_every: int = 0) -> Answered:
-    """Run each recorded journal through its stage, from nothing. `checkpoint_every`: batches; 0: at the end."""
+def answered(*, sizes: Sequence[int] = (1_000,), plain: bool = False, checkpoint_every: int = 0) -> Answered:
+    """Run each recorded journal through its stage, from nothing, in batches of these sizes by turns.
+
+    `checkpoint_every`: batches; 0: at the end only.
+    """
     outputs: dict[str, str] = {}
     states: dict[str, str] = {}
     answers = 0
@@ -90,8 +93,8 @@ def answered(*, batch: int = 1_000, plain: bool = False, checkpoint_every: int =
         store = MemoryStore()
         runner = build_runner(Journal(topic, local_topic_id(topic), partition), store, PARTITIONS, plain=plain)
         hashes: dict[str, Any] = {}
-        for turn, start in enumerate(range(0, len(records), batch)):
-            sends = runner.step(records[start : start + batch])
+        for turn in range(len(records)):
+            sends = runner.step(records[runner.next_offset : runner.next_offset + sizes[turn % len(sizes)]])
             assert not isinstance(sends, Reseek)
             for send in sends:
                 runner.acknowledged(send.generation)

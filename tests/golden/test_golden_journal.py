@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from golden_journal import RECORDED, SAID, Answered, answered, as_json, recorded
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stream.version import ENGINE_VERSION
 from topics.journal import Judged, Marker, Placed, Raw, Repeat, decode_block
@@ -37,7 +39,13 @@ def test_answers_change_only_with_the_engine() -> None:
     ("batch", "plain", "checkpoint_every"), [(1, False, 7), (7, True, 0), (1_000, True, 1), (13, False, 3)]
 )
 def test_batches_checkpoints_and_numba_do_not_matter(batch: int, plain: bool, checkpoint_every: int) -> None:
-    assert answered(batch=batch, plain=plain, checkpoint_every=checkpoint_every) == once()
+    assert answered(sizes=(batch,), plain=plain, checkpoint_every=checkpoint_every) == once()
+
+
+@settings(deadline=None, max_examples=8)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(0, 4))
+def test_any_cut_of_the_journals_gives_the_same_bytes(sizes: list[int], checkpoint_every: int) -> None:
+    assert answered(sizes=sizes, checkpoint_every=checkpoint_every) == once()
 
 
 def test_another_process_without_numba_and_with_another_hash_seed_gives_the_same_bytes() -> None:

@@ -29,7 +29,7 @@ SMALL: tuple[tuple[str, str, Any], ...] = (
     ("stream.stages.terminal", "DUE_ROWS_MAX", 5),
     ("stream.stages.terminal", "keep_legitimate", keep_legitimate),
     ("stream.stages.pending", "keep_legitimate", keep_legitimate),
-    ("stream.model.learner", "RENEWAL_ROWS", (6, 20, 60)),
+    ("stream.model.learner", "RENEWAL_ROWS", (3, 10, 30)),
 )
 
 

@@ -45,7 +45,7 @@ def test_seeds_keep_every_promise_and_every_fault_bites() -> None:
         happened.update(ran.happened)
     assert not set(CRASH_POINTS) - set(fired), "a crash point never fired"
     assert not {fault for fault in FAULTS if not happened[fault]}, "a fault touched nothing"
-    assert happened["model versions"] >= SEEDS // 4, "the learner hardly ever published"
+    assert happened["model versions"] >= SEEDS // 6, "the learner hardly ever published"
     assert happened["examples"] >= 10 * SEEDS
 
 
