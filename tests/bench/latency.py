@@ -1,0 +1,143 @@
+"""Payment acknowledged → answer readable: open loop; producer and consumer in processes of their own."""
+
+import math
+import multiprocessing
+import time
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
+from load import make_load
+from meter import Answers, BenchFailed, cpu_s
+from ours import PARTITIONS, Labeller, deploy, publish_payments, worker
+
+WARM_PAYMENTS = 2_000
+WARM_S_MAX = 120.0
+ANSWER_S_MAX = 20.0  # after the last payment; an answer that comes later has not come
+
+
+class _Answer(msgspec.Struct):
+    payment_id: str
+
+
+def _produce(
+    bootstrap: str, topic: str, payments: list[tuple[bytes, bytes]], ids: list[str], rate: float, out: "Queue[Any]"
+) -> None:
+    """Payment i is due at i / rate, however long sending takes. Gives back id → time of the acknowledgement (ns)."""
+    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 1, "acks": "all", "enable.idempotence": True})
+    acked: dict[str, int] = {}
+
+    def delivered(payment_id: str) -> Any:
+        def report(error: Any, _message: Any) -> None:
+            if error is None:
+                acked[payment_id] = time.monotonic_ns()
+
+        return report
+
+    began = time.monotonic()
+    for i, (key, value) in enumerate(payments):
+        due = began + i / rate
+        while (ahead_s := due - time.monotonic()) > 0:
+            producer.poll(ahead_s if ahead_s > 0.001 else 0)
+        producer.produce(topic, value, key, on_delivery=delivered(ids[i]))
+        producer.poll(0)
+    late_s = time.monotonic() - (began + len(payments) / rate)
+    producer.flush(30)
+    out.put((acked, late_s))
+
+
+def _consume(bootstrap: str, topic: str, wanted: int, seconds: float, ready: Any, out: "Queue[Any]") -> None:
+    """Reads answers from now on. Gives back id → time at which its answer was read (ns)."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": "bench-reader",
+            "enable.auto.commit": False,
+            "fetch.wait.max.ms": 50,
+        }
+    )
+    for partition in range(PARTITIONS):
+        consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=30)
+    consumer.assign([TopicPartition(topic, partition, OFFSET_END) for partition in range(PARTITIONS)])
+    consumer.poll(1.0)
+    ready.set()
+    decode = msgspec.json.Decoder(_Answer).decode
+    read: dict[str, int] = {}
+    end_s = time.monotonic() + seconds
+    while len(read) < wanted and time.monotonic() < end_s:
+        message = consumer.poll(0.5)
+        if message is None or message.error() is not None:
+            continue
+        at_ns = time.monotonic_ns()
+        read.setdefault(decode(message.value() or b"").payment_id, at_ns)
+    consumer.close()
+    out.put(read)
+
+
+def percentile(sorted_ms: list[float], q: float) -> float:
+    """The smallest value that at least the share `q` does not exceed; NaN of nothing."""
+    return sorted_ms[min(len(sorted_ms) - 1, math.ceil(q * len(sorted_ms)) - 1)] if sorted_ms else math.nan
+
+
+def latency(
+    bootstrap: str, directory: Path, *, rate: float, seconds: float, tick_s: float, snapshot_s: float
+) -> dict[str, Any]:
+    """p50, p99, p99.9 in ms; an unanswered payment counts as infinite (null in JSON). Raises `BenchFailed`."""
+    measured = int(rate * seconds)
+    load = make_load(WARM_PAYMENTS + measured, seed=2)
+    deployment = deploy(bootstrap, directory)
+    prefix = deployment.settings.prefix
+    publish_payments(bootstrap, prefix + "payments", load.payments[:WARM_PAYMENTS])
+    spawn = multiprocessing.get_context("spawn")
+    payments = load.payments[WARM_PAYMENTS:]
+    ids = [msgspec.json.decode(value)["payment_id"] for _, value in payments]
+    labeller = Labeller(deployment, load)
+    with worker(deployment, tick_s=tick_s, snapshot_s=snapshot_s) as process:
+        _await_answers(bootstrap, prefix + "decisions", WARM_PAYMENTS)
+        acks: Queue[Any] = spawn.Queue()
+        reads: Queue[Any] = spawn.Queue()
+        ready = spawn.Event()
+        limit_s = seconds + ANSWER_S_MAX + 10
+        reader = spawn.Process(
+            target=_consume, args=(bootstrap, prefix + "decisions", measured, limit_s, ready, reads), daemon=True
+        )
+        reader.start()
+        if not ready.wait(60):
+            raise BenchFailed("the reader of the latency run does not start")
+        sender = spawn.Process(
+            target=_produce, args=(bootstrap, prefix + "payments", payments, ids, rate, acks), daemon=True
+        )
+        sender.start()
+        began_s, cpu_before_s = time.monotonic(), cpu_s(process.pid)
+        while sender.is_alive() and acks.empty():
+            labeller(WARM_PAYMENTS + int((time.monotonic() - began_s) * rate))
+            time.sleep(0.2)
+        acked, late_s = acks.get(timeout=60)
+        worker_cores = (cpu_s(process.pid) - cpu_before_s) / (time.monotonic() - began_s)
+        read: dict[str, int] = reads.get(timeout=limit_s + 30)
+    ms = sorted((read[i] - acked[i]) / 1e6 if i in read else math.inf for i in acked)
+    if not ms:
+        raise BenchFailed("no payment of the latency run was acknowledged")
+    unanswered = sum(1 for value in ms if math.isinf(value))
+    figures = {name: percentile(ms, q) for name, q in (("p50", 0.5), ("p99", 0.99), ("p99_9", 0.999), ("max", 1.0))}
+    return {
+        **{name: None if math.isinf(value) else round(value, 2) for name, value in figures.items()},
+        "unanswered": unanswered,
+        "payments": len(ms),
+        "rate": rate,
+        "seconds": seconds,
+        "producer_late_s": round(max(0.0, late_s), 3),
+        "worker_cores": round(worker_cores, 3),
+    }
+
+
+def _await_answers(bootstrap: str, topic: str, wanted: int) -> None:
+    answers = Answers(bootstrap, topic, PARTITIONS)
+    end_s = time.monotonic() + WARM_S_MAX
+    while answers.count() < wanted:
+        if time.monotonic() > end_s:
+            raise BenchFailed(f"warming up: {answers.count()} of {wanted} answers after {WARM_S_MAX:.0f} s")
+        time.sleep(0.2)
+    answers.close()
