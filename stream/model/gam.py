@@ -5,14 +5,16 @@ that very estimator. Through dicts it takes 60 us an example of 50 features; her
 arrays, which are also the state.
 """
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from river import linear_model, optim
 
 from stream.bits import kernel, sigmoid
+
+if TYPE_CHECKING:
+    from river.linear_model import LogisticRegression
 
 LEARNING_RATE = 0.3
 INTERCEPT_RATE = 0.01
@@ -98,11 +100,14 @@ class Gam:
         self.intercept = np.array([state.intercept])
         self.steps = state.steps
 
-    def to_river(self) -> linear_model.LogisticRegression:
+    def to_river(self) -> "LogisticRegression":
         """River's estimator in the same state: `learn_one({key: 1.0, ...}, fraud, w=weight)` goes on from here."""
+        from river import optim  # seconds of imports that no worker needs
+        from river.linear_model import LogisticRegression
+
         rate, intercept_rate, l2, epsilon = (float(r) for r in self.rates)
         optimizer = optim.AdaGrad(rate, epsilon)
-        model = linear_model.LogisticRegression(optimizer=optimizer, l2=l2, intercept_lr=intercept_rate)
+        model = LogisticRegression(optimizer=optimizer, l2=l2, intercept_lr=intercept_rate)
         # One step over every key at a learning rate of zero makes River know them all.
         model.learn_one(dict.fromkeys(range(self.size), 0.0), False, w=0.0)
         for key in range(self.size):
