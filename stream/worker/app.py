@@ -9,7 +9,7 @@ import logging
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from stream.stages.account import TERMINAL_JOURNAL
 from stream.stages.answers import DEAD_LETTERS, DECISIONS, DETAILS
 from stream.stages.control import CONTROL
 from stream.stages.intake import ACCOUNT_JOURNAL
-from stream.stages.stage import Journal, Stage
+from stream.stages.stage import Journal, Record, Stage
 from stream.stages.state import State
 from stream.stages.terminal import EXAMPLES, TerminalStage
 from stream.stages.wiring import FOREIGN, GATHERING, Partitions, build_stage
@@ -63,6 +63,7 @@ STAGES = {
 }
 OUTPUTS = (DECISIONS, DETAILS, DEAD_LETTERS)
 ACK_POLL_S = 0.002
+BATCH_BYTES = 512 << 10  # of one step: some thousand payments, a tenth of a second
 CHECKPOINT_PAUSE_S_MAX = 10.0
 HOLD_S_MAX = 8.0
 DUE_TICK_S = 0.25
@@ -73,6 +74,18 @@ ASK_AGAIN_S = 2.0
 WATCH_EVERY_S = 20.0
 QUERY_S = 10.0
 LATENCY_BUCKETS_S = np.array([0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0])
+
+
+def _batches(records: list[Record], *, bytes_max: int) -> Iterator[list[Record]]:
+    """`records` in pieces of about `bytes_max`, each of one record at least."""
+    start = size = 0
+    for i, record in enumerate(records):
+        size += len(record.value or b"")
+        if size >= bytes_max:
+            yield records[start : i + 1]
+            start, size = i + 1, 0
+    if start < len(records):
+        yield records[start:]
 
 
 class Topology:
@@ -162,10 +175,12 @@ class Worker:
             try:
                 return run(self.membership)
             finally:
+                began_s = time.monotonic()
                 self.control_log.close()
                 self.producer.close()
                 for host in self.hosts.values():
                     host.close()
+                log.info("closed in %.1f s", time.monotonic() - began_s)
 
     # ---- called by the membership ----
 
@@ -334,8 +349,9 @@ class Worker:
             if host is None or host.status is not Status.RUNNING or host.runner is None:
                 continue
             runner = host.runner
-            batches = [[record] for record in fetched.records] if host.careful else [fetched.records]
-            for batch in batches:
+            for batch in _batches(fetched.records, bytes_max=0 if host.careful else BATCH_BYTES):
+                if host.status is not Status.RUNNING or host.runner is not runner:
+                    break  # it was stopped or taken away while others had their turn
                 try:
                     sends = host.step(batch, fetched.epoch)
                 except (StepFailed, Unreadable, StateError, StoreError) as error:
@@ -347,6 +363,7 @@ class Worker:
                     break
                 if sends:
                     await self.producer.send(runner, sends)
+                await asyncio.sleep(0)  # a round of a backlog may be large: checkpoints and timers get their turn
             if isinstance(runner.stage, TerminalStage):
                 self._measure(runner.stage)
 

@@ -145,7 +145,9 @@ class Host:
             crash=self._crash,
         )
         self.runner.epoch = self.epoch
-        self.restored_offset = self.written_offset = self.runner.next_offset
+        self.restored_offset = self.runner.next_offset
+        has_state = self._next_offset(self.store) is not None
+        self.written_offset = self.runner.next_offset if has_state else -1
         self.checkpointed_steps = 0
         return self.runner
 

@@ -17,6 +17,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 from chaos_check import Checked, verify  # noqa: E402
 from chaos_deployment import Deployment  # noqa: E402
 from chaos_faults import AGAIN, FAULTS  # noqa: E402
+from chaos_faults_log import POINTS  # noqa: E402, F401  (registers its faults)
 
 from stream.broker.embedded import EmbeddedBroker  # noqa: E402
 from stream.reconcile import reconcile  # noqa: E402
@@ -35,7 +36,8 @@ def try_fault(name: str, payments: int, seed: int, broker: EmbeddedBroker, direc
         if any(codes):
             failed.append(f"workers ended with {codes}")
         found = reconcile(deployment.client, deployment.prefix)
-        checked = verify(deployment.client, deployment.prefix, [worker.state for worker in deployment.workers])
+        states = [worker.state for worker in deployment.workers]
+        checked = verify(deployment.client, deployment.prefix, states, deployment.saved)
     finally:
         deployment.close()
     again = {
@@ -60,7 +62,7 @@ def try_fault(name: str, payments: int, seed: int, broker: EmbeddedBroker, direc
         "fault": name,
         "seed": seed,
         "payments": found.payments,
-        "missing": found.missing,
+        "missing": found.missing - deployment.held_back,
         "conflicting": found.conflicting + checked.wrong,
         "evidence": evidence,
         "recovery_seconds": deployment.recovery_seconds(),

@@ -108,8 +108,14 @@ def read_topic(client: Mapping[str, Any], name: str) -> dict[int, list[Record]]:
     return found
 
 
-def verify(client: Mapping[str, Any], prefix: str, states: list[Path] | None = None) -> Checked:
-    """`states`: state directories of workers that have ended in order."""
+def verify(
+    client: Mapping[str, Any],
+    prefix: str,
+    states: list[Path] | None = None,
+    saved: Mapping[tuple[str, int], tuple[bytes, list[Record]]] | None = None,
+) -> Checked:
+    """`states`: state directories of workers that have ended in order. `saved`: what stood in journals' partitions
+    (topic id, records) before somebody deleted it; the records that are still there, or came later, follow on it."""
     names = {topic: prefix + topic for topic in (*JOURNALS, *ANSWERS, "payments", "updates", "labels", "control")}
     described = describe_topics(client, list(names.values()))
     ids = {topic: id_bytes(described[name].topic_id) for topic, name in names.items()}
@@ -126,16 +132,22 @@ def verify(client: Mapping[str, Any], prefix: str, states: list[Path] | None = N
     items: dict[tuple[str, int, bytes, int], dict[tuple[int, int], bytes]] = defaultdict(dict)
     journals = {topic: read_topic(client, names[topic]) for topic in JOURNALS}
     for topic in JOURNALS:
-        for partition, records in journals[topic].items():
+        for partition, live in journals[topic].items():
+            topic_id, records = ids[topic], live
+            if saved is not None and (topic, partition) in saved:
+                topic_id, kept = saved[topic, partition]
+                same = topic_id == ids[topic]
+                records = [*kept, *(record for record in live if same and record.offset > kept[-1].offset)]
+                journals[topic][partition] = records if same else [*kept, *live]
             store = MemoryStore()
-            runner = build_runner(Journal(topic, ids[topic], partition), store, partitions)
+            runner = build_runner(Journal(topic, topic_id, partition), store, partitions)
             runner.skips = skips.get((ids[topic], partition), set())
             for start in range(0, len(records), BATCH):
                 sends = runner.step(records[start : start + BATCH])
                 assert not isinstance(sends, Reseek)
                 for send in sends:
                     runner.acknowledged(send.generation)
-                    _note(send, ids[topic], partition, said, items)
+                    _note(send, topic_id, partition, said, items)
             checked.records += len(records)
             runner.write(runner.begin_checkpoint(), store.write)
             if states is not None:

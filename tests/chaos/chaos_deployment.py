@@ -5,10 +5,12 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from stream.broker.topic_admin import describe_topics, id_bytes
 from stream.operate import initialise
 from stream.rules.policy import DEFAULT_POLICY
 from stream.settings import Settings
+from stream.stages.stage import Record
 from topics.limits import LIMITS_DEFAULT
 from topics.refusals import Cause
 
@@ -210,6 +213,7 @@ class Feed(threading.Thread):
         self, client: dict[str, Any], prefix: str, load: Iterable[Wanted], watcher: Watcher, *, rate: float
     ) -> None:
         super().__init__(daemon=True, name="feed")
+        self.client = client
         self._producer = Producer(
             {
                 **client,
@@ -291,6 +295,9 @@ class Deployment:
         self.watcher: Watcher
         self.feeds: list[Feed] = []
         self.cleanups: list[Callable[[], object]] = []
+        # Journals as they were before a fault took records away: topic and partition → topic id, records.
+        self.saved: dict[tuple[str, int], tuple[bytes, list[Record]]] = {}
+        self.held_back = 0  # records that must stay unanswered: their journal is lost, and nothing is guessed
 
     def begin(self) -> None:
         """Topics, settings, and the eye on the answers."""
@@ -369,7 +376,7 @@ class Deployment:
                 self._look()
             if feed.failure:
                 raise ChaosError(f"the load could not be sent: {feed.failure}")
-        while self.watcher.waiting:
+        while self.watcher.waiting > self.held_back:
             time.sleep(0.1)
             self._look()
 
@@ -397,6 +404,22 @@ class Deployment:
             for start, group in re.findall(r"from offset (\d+) of \[\d+, \d+\), group at (\d+)", worker.log_text()):
                 total += max(0, int(group) - int(start))
         return total
+
+    @staticmethod
+    def free_port() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    def lag_records(self, port: int) -> float:
+        """The sum over all partitions, as a worker's metrics say; infinite if they do not."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                text = answer.read().decode()
+        except OSError:
+            return float("inf")
+        found = re.findall(r"^fraudstream_lag_records\{[^}]*\} (\S+)$", text, re.MULTILINE)
+        return sum(map(float, found)) if found else float("inf")
 
     def refused(self) -> int:
         return len(self.watcher.refused)
