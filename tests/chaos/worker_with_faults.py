@@ -1,4 +1,4 @@
-"""`fraud worker` with faults that production has no switch for. Run as `python tests/chaos/worker_with_faults.py worker`.
+"""`fraud worker` with faults for which production has no switch: `python tests/chaos/worker_with_faults.py worker`.
 
 CHAOS_RAISE_AMOUNT=N        the terminal stage raises on a payment of that amount
 CHAOS_CLOCK_S=N             `time.time` is off by so many seconds
