@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results.jsonl"
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from chaos_check import Checked, verify  # noqa: E402
@@ -80,36 +81,84 @@ def _wrong(checked: Checked) -> list[str]:
 _ZERO = ("different", "absent", "items_different", "items_absent", "intake_missing", "states_different")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python tests/chaos", description="Faults on real Kafka and real workers.")
-    parser.add_argument("--fault", choices=sorted(FAULTS), help="which")
-    parser.add_argument("--payments", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--keep", type=Path, help="keep logs and states in this directory")
-    parser.add_argument("--record", type=Path, help="append the result to this file of JSON lines")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    options = parser.parse_args()
-    if options.fault is None:
-        parser.error("--fault is needed")
-    directory = options.keep or Path(tempfile.mkdtemp(prefix="fraudstream-chaos-"))
+CI_PAYMENTS = 20_000
+CI_FAULTS = 3
+
+
+def ci_faults(day: int) -> list[str]:
+    """Three faults by turns, so that each has its day within a week.
+
+    >>> {name for day in range(7) for name in ci_faults(day)} == set(FAULTS)
+    True
+    """
+    names = list(FAULTS)
+    return [names[(day * CI_FAULTS + i) % len(names)] for i in range(CI_FAULTS)]
+
+
+def run(name: str, payments: int, seed: int, keep: Path | None, record: Path | None) -> dict[str, Any]:
+    """One fault on a broker of its own; whatever goes wrong is in `failed`."""
+    directory = keep or Path(tempfile.mkdtemp(prefix="fraudstream-chaos-"))
     try:
         with EmbeddedBroker() as broker:
-            try:
-                result = try_fault(options.fault, options.payments, options.seed, broker, directory)
-            except Exception as error:
-                traceback.print_exc()
-                result = {"fault": options.fault, "seed": options.seed, "failed": [f"{type(error).__name__}: {error}"]}
+            result = try_fault(name, payments, seed, broker, directory)
+    except Exception as error:
+        traceback.print_exc()
+        result = {"fault": name, "seed": seed, "failed": [f"{type(error).__name__}: {error}"]}
     finally:
-        if options.keep is None:
+        if keep is None:
             shutil.rmtree(directory, ignore_errors=True)
-    failed = bool(result["failed"] or result.get("missing") or result.get("conflicting"))
     for line in result["failed"]:
-        print(line, file=sys.stderr)
-    if options.record is not None:
-        with open(options.record, "a", encoding="utf-8") as out:
+        print(f"{name}: {line}", file=sys.stderr)
+    if record is not None:
+        with open(record, "a", encoding="utf-8") as out:
             out.write(json.dumps(result) + "\n")
-    print(json.dumps(result) if options.json else result)
-    return 1 if failed else 0
+    return result
+
+
+def bad(result: dict[str, Any]) -> bool:
+    return bool(result["failed"] or result.get("missing") or result.get("conflicting"))
+
+
+def main() -> int:
+    """Exit code 1 if anything is missing or conflicting, or if a fault left no sign that it bit."""
+    parser = argparse.ArgumentParser(prog="python tests/chaos", description="Faults on real Kafka and real workers.")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--fault", choices=[*FAULTS, "all"], help="which")
+    what.add_argument("--ci", action="store_true", help=f"{CI_FAULTS} faults by turns, by the day of the year")
+    what.add_argument("--report", action="store_true", help="write deploy/reliability.md from what was recorded")
+    parser.add_argument("--payments", type=int, default=CI_PAYMENTS)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="keep logs and states in this directory")
+    parser.add_argument("--record", action="store_true", help="append the result to tests/chaos/results.jsonl")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    options = parser.parse_args()
+    if options.report:
+        from chaos_report import write_report
+
+        write_report(RESULTS, HERE.parents[1] / "deploy" / "reliability.md")
+        return 0
+    names = [options.fault]
+    if options.ci:
+        names = ci_faults(time.localtime().tm_yday)
+    elif options.fault == "all":
+        names = list(FAULTS)
+    results: list[dict[str, Any]] = []
+    for name in names:
+        keep = options.keep / name if options.keep is not None and len(names) > 1 else options.keep
+        results.append(run(name, options.payments, options.seed, keep, RESULTS if options.record else None))
+        print(json.dumps(results[-1]), flush=True)
+    if options.json and len(names) > 1:
+        total = {
+            "fault": ",".join(names),
+            "payments": sum(result.get("payments", 0) for result in results),
+            "missing": sum(result.get("missing", 0) for result in results),
+            "conflicting": sum(result.get("conflicting", 0) for result in results),
+            "evidence": {result["fault"]: result.get("evidence", {}) for result in results},
+            "recovery_seconds": max((result.get("recovery_seconds", 0.0) for result in results), default=0.0),
+            "failed": [f"{result['fault']}: {line}" for result in results for line in result["failed"]],
+        }
+        print(json.dumps(total))
+    return 1 if any(map(bad, results)) else 0
 
 
 if __name__ == "__main__":
