@@ -272,7 +272,7 @@ class Reading:
         self.taught: dict[bytes, bool] = {}
         self.judged: dict[bytes, Judged] = {}
         self.through: dict[bytes, bool] = {}
-        self.due_ms = 0
+        self.due_ms = self.reached_ms = 0
         self.road_ms = 0
 
     def read(self, items: list[tuple[int, int, Any, Item]]) -> None:
@@ -287,6 +287,7 @@ class Reading:
                     self.clocks[item.account_partition] = max(self.clocks[item.account_partition], item.clock_ms)
                 self._mature(examples)
                 self.due_ms = min(self.clocks) - self.limits.maturity_ms
+                self.reached_ms = max(self.reached_ms, self.due_ms)  # a longer horizon takes nothing back
             else:
                 require(not examples, "an example of", type(item).__name__)
                 if isinstance(item, Became):
@@ -317,7 +318,7 @@ class Reading:
         require(len(examples) <= 1, "a label taught twice")
         for example in examples:
             require(example.pid == item.pid, "an example of another payment")
-            require(example.event_ms <= self.due_ms, "a label taught before its payment matured")
+            require(example.event_ms <= self.reached_ms, "a label taught before its payment matured")
             require(example.fraud == bool(item.fraud), "taught", example.fraud, "by", item)
             require(example.observed_ms == item.observed_ms, "observed at another time")
             before = self.taught.get(item.pid)
