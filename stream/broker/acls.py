@@ -25,7 +25,7 @@ from stream.broker.errors import TopicsFailed
 from stream.broker.topic_admin import ClientConfig
 from topics.catalogue import Principal, Topic
 
-ANSWER_S: Final = 30.0
+ANSWER_S: Final = 60.0
 PRINCIPALS: Final[tuple[Principal, ...]] = ("processor", "detector", "blocker", "label_feed", "oncall", "operator")
 GROUPS_OF_COMMANDS: Final = ("fraudstream-init", "fraudstream-control-log")
 """Groups in which `fraud init` and the workers read `control`. They are never joined, but a client names one."""
@@ -97,8 +97,8 @@ def apply_acls(client: ClientConfig, wanted: Sequence[Acl]) -> Applied:
     admin = AdminClient({"log_level": 0, **client})
     try:
         for done in admin.create_acls([_binding(acl) for acl in wanted], request_timeout=ANSWER_S).values():
-            done.result(ANSWER_S)
-        found: list[AclBinding] = admin.describe_acls(_EVERY_TOPIC, request_timeout=ANSWER_S).result(ANSWER_S)
+            done.result()
+        found: list[AclBinding] = admin.describe_acls(_EVERY_TOPIC, request_timeout=ANSWER_S).result()
     except KafkaException as error:
         inner = error.args[0]
         raise TopicsFailed(f"ACLs can't be granted: {inner.str()} ({inner.name()})") from error

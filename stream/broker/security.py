@@ -24,7 +24,7 @@ from stream.errors import ConfigurationError
 
 ADMIN = "admin"
 SCRAM_ITERATIONS = 4_096  # the least that Kafka takes; each log-in pays for them
-ANSWER_S = 30.0
+ANSWER_S = 60.0
 
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9._~+/=\-]+")
 
@@ -98,6 +98,6 @@ class BrokerSecurity:
         ]
         try:
             for done in admin.alter_user_scram_credentials(wanted, request_timeout=ANSWER_S).values():
-                done.result(ANSWER_S)
+                done.result()
         except KafkaException as error:
             raise BrokerFailed(f"the broker does not take its users: {error.args[0].str()}") from error
