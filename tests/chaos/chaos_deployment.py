@@ -1,6 +1,7 @@
 """A deployment to be hurt: a real broker, real `fraud worker` processes, a load that goes on, and an eye on answers."""
 
 import contextlib
+import ctypes
 import os
 import random
 import re
@@ -41,6 +42,12 @@ class ChaosError(Exception):
     """The deployment did not do what the fault's script needs."""
 
 
+def _die_with_parent() -> None:
+    """In the child: whatever ends this run ends its workers (Linux; elsewhere they may outlive it)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 class WorkerProcess:
     """One `fraud worker`, started again and again with one state directory and one log file."""
 
@@ -66,6 +73,7 @@ class WorkerProcess:
                 cwd=self.directory,
                 env={**os.environ, **self._environment, **environment},
                 start_new_session=True,
+                preexec_fn=_die_with_parent,
             )
 
     def use_state(self, directory: Path) -> None:
@@ -97,6 +105,8 @@ class WorkerProcess:
         """SIGTERM; the exit code. How long it took is kept."""
         assert self._process is not None
         began_s = time.monotonic()
+        with open(self.log, "a") as log:
+            log.write(f"{time.strftime('%F %T')} SIGTERM is sent\n")
         self._process.terminate()
         try:
             code = self._process.wait(timeout_s)

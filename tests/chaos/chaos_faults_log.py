@@ -314,8 +314,8 @@ def clock_wrong(deployment: Deployment, payments: int) -> Evidence:
         time.sleep(6)
         right.start()
         deployment.until_answering()
-        stamp = re.findall(r"^\S+ \S+", wrong.log_text().strip().splitlines()[-1])
-        off.append(round(time.mktime(time.strptime(stamp[0][:19], "%Y-%m-%d %H:%M:%S")) - time.time()))
+        stamps = re.findall(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ ", wrong.log_text(), re.MULTILINE)
+        off.append(round(time.mktime(time.strptime(stamps[-1], "%Y-%m-%d %H:%M:%S")) - time.time()))
         wrong.kill()
         deployment.until_answering()
     return {"clock_off_s": off, "bit": off[0] > 3000 and off[1] < -3000}
