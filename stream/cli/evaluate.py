@@ -49,6 +49,9 @@ def command(
         str | None, typer.Option(help="7d, 12h: after so long without a fraud label a payment is legitimate.")
     ] = None,
     decisions: Annotated[Path | None, typer.Option(help="Write one row an answer to this Parquet file.")] = None,
+    keep_journals: Annotated[
+        Path | None, typer.Option(help="Write the journals here; `fraud journals verify` gives the same answers again.")
+    ] = None,
     base_currency: Annotated[
         str, typer.Option(help="In which amounts are compared; auto: the most frequent of the first 10,000 payments.")
     ] = AUTO,
@@ -70,6 +73,7 @@ def command(
         labels=labels,
         updates=updates,
         decisions=decisions,
+        journals=keep_journals,
         limit=limit,
         without_source=without_source,
     )

@@ -32,15 +32,19 @@ def most_frequent_currency(payments: Path) -> str:
     return min(seen, key=lambda name: (-seen[name], name)) if seen else BASE_DEFAULT
 
 
-def currencies(payments: Path) -> Counter[str]:
-    """Payments by currency, of the whole file: for the report."""
-    seen: Counter[str] = Counter()
+def without_rate(payments: Path, base: str) -> int:
+    """Payments of the whole file whose amount is neither in `base` nor billed in it: for the report."""
+    count = 0
     with pq.ParquetFile(payments) as file:
-        for batch in file.iter_batches(batch_size=131_072, columns=["currency"]):
-            for pair in batch.column(0).value_counts().to_pylist():
-                if pair["values"] is not None:
-                    seen[pair["values"]] += pair["counts"]
-    return seen
+        billed = {"billing_amount", "billing_currency"} <= set(file.schema_arrow.names)
+        columns = ["currency", *(["billing_amount", "billing_currency"] if billed else [])]
+        for batch in file.iter_batches(batch_size=131_072, columns=columns):
+            known = pc.equal(batch.column("currency").cast(pa.string()), base)
+            if billed:
+                in_base = pc.equal(batch.column("billing_currency").cast(pa.string()), base)
+                known = pc.or_(known, pc.and_(pc.fill_null(in_base, False), batch.column("billing_amount").is_valid()))
+            count += batch.num_rows - (pc.sum(known).as_py() or 0)
+    return count
 
 
 def first_rows(path: Path, count: int, out: Path) -> Path:

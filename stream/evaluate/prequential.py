@@ -32,8 +32,8 @@ from topics.limits import Limits
 BY = "fraud evaluate"
 DRAIN_MAX = 1_000_000  # ticks of one instant; a bound on a loop that ends when nothing is due
 
-Reader = Callable[[str, int, Sequence[Record]], None]
-"""Gets what was appended to a topic's partition, in order, once."""
+Reader = Callable[[str, Sequence[Record]], None]
+"""Gets what was appended to a topic, in order, once."""
 
 
 class Prequential:
@@ -143,7 +143,7 @@ class Prequential:
         end = self.log.end(topic, 0)
         given = self._given[topic]
         if end > given:
-            self._read(topic, 0, self.log.read(topic, 0, given, end - given))
+            self._read(topic, self.log.read(topic, 0, given, end - given))
             self._given[topic] = end
 
     def _forget(self) -> None:

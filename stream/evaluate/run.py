@@ -14,19 +14,25 @@ from stream.evaluate.answers import AnswerReader, Answers, DecisionsFile
 from stream.evaluate.prequential import Prequential
 from stream.evaluate.scores import Report, Scores, frauds_of
 from stream.evaluate.settings import Evaluation
+from stream.replay.journal_files import Head, JournalWriter
+from stream.replay.log import local_topic_id
+from stream.replay.rerun import RECORDED
 from stream.stages.answers import DECISIONS
 from stream.stages.stage import Record
+from stream.version import ENGINE_VERSION
 
 AUTO = "auto"
 
 
 class Files(Struct, frozen=True, kw_only=True):
-    """What to read and write. `limit`: so many payments from the start. `without_source`: whose labels to leave out."""
+    """What to read and write. `limit`: so many payments from the start. `without_source`: whose labels to leave out.
+    `journals`: a directory for everything that `stream.replay.rerun` needs to give the same answers again."""
 
     payments: Path
     labels: Path
     updates: Path | None = None
     decisions: Path | None = None
+    journals: Path | None = None
     limit: int | None = None
     without_source: str | None = None
 
@@ -84,16 +90,20 @@ def evaluate(
             readers.append(stack.enter_context(DecisionsFile(files.decisions)))
         answers = Answers(readers)
 
-        def read(topic: str, _partition: int, records: Sequence[Record]) -> None:
+        writers = {} if files.journals is None else _writers(files.journals, stack)
+
+        def read(topic: str, records: Sequence[Record]) -> None:
+            if topic in writers:
+                writers[topic].add(records)
             if topic == DECISIONS:
                 answers.read(records)
 
-        way = Prequential(settings, read=read)
+        way = Prequential(settings, read=read, topics=(DECISIONS,) if not writers else RECORDED)
         for events in dataset.event_batches(clock_every_ms=settings.clock_ms):
             way.feed(events)
             progress(way.taken["payment"], dataset.payment_rows)
         way.finish()
-        seen = inputs.currencies(payments)
+        without_rate = inputs.without_rate(payments, settings.base_currency)
     counts = way.learn.learner.counts
     paid = way.taken["payment"]
     return Evaluated(
@@ -105,7 +115,7 @@ def evaluate(
         labels=way.taken["label"],
         updates=way.taken["update"],
         base_currency=settings.base_currency,
-        without_rate=sum(seen.values()) - seen[settings.base_currency],
+        without_rate=without_rate,
         maturity_ms=settings.maturity_ms,
         examples_fraud=counts.frauds,
         examples_legitimate=counts.legitimate,
@@ -115,6 +125,15 @@ def evaluate(
         cpu_us_per_payment=round((time.process_time() - cpu_begun) / max(1, paid) * 1e6, 2),
         report=scores.report(from_ms, to_ms),
     )
+
+
+def _writers(directory: Path, stack: ExitStack) -> dict[str, JournalWriter]:
+    directory.mkdir(parents=True, exist_ok=True)
+    heads = [
+        Head(topic=topic, topic_id=local_topic_id(topic), partition=0, partitions=1, engine=ENGINE_VERSION)
+        for topic in RECORDED
+    ]
+    return {head.topic: stack.enter_context(JournalWriter(directory, head)) for head in heads}
 
 
 def _prepared(files: Files, room: Path) -> tuple[Path, Path]:
