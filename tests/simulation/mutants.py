@@ -30,6 +30,7 @@ class Mutant(NamedTuple):
     hashes: bool = False
 
 
+SOUND = Mutant("nothing changed", ())
 MUTANTS = (
     Mutant(
         "commit before the acknowledgements",
@@ -69,6 +70,17 @@ MUTANTS = (
                 TERMINAL,
                 "            row.features,\n            judged",
                 '            getattr(self, "_newest", row.features),\n            judged',
+            ),
+        ),
+    ),
+    Mutant(
+        "what matures is learned from newer features",
+        (
+            (TERMINAL, "features = decided.rows[i]", "features = self._newest = decided.rows[i]"),
+            (
+                TERMINAL,
+                "            row.features,\n            taught",
+                '            getattr(self, "_newest", row.features),\n            taught',
             ),
         ),
     ),
@@ -212,6 +224,9 @@ def caught_by(mutant: Mutant, seeds: int = SEEDS_MAX) -> str | None:
 
 def surviving(*, verbose: bool = False, names: tuple[str, ...] = ()) -> list[str]:
     """Names of the mutants that no seed found."""
+    sound = caught_by(SOUND, seeds=3)
+    if sound is not None:
+        raise RuntimeError(f"the source fails without any fault in it, so mutants prove nothing: {sound}")
     survivors: list[str] = []
     for mutant in MUTANTS:
         if names and mutant.name not in names:
