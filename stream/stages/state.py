@@ -7,7 +7,9 @@
 Keys start with one byte that names their table, so one store holds a stage's tables side by side.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from heapq import merge
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -92,31 +94,69 @@ class MemoryStore:
         return self._ordered[table].irange(low, high, inclusive=(True, False))
 
 
+class _Overlay:
+    """Changes that the store does not hold yet. A table's keys are put in order when it is first scanned, and from
+    there on by the next scan: what came at the high end meanwhile costs nothing, and what did not, one sort."""
+
+    def __init__(self, ordered: Iterable[int]) -> None:
+        self.values: dict[bytes, bytes | None] = {}
+        self.fresh: dict[int, list[bytes]] = {table: [] for table in ordered}
+        self._sorted: dict[int, list[bytes]] = {table: [] for table in ordered}
+
+    def between(self, low: bytes, high: bytes) -> list[bytes]:
+        """Keys with low <= key < high, ascending."""
+        if not self.values:
+            return []
+        if low[:1] != high[:1] or not low:
+            return sorted(key for key in self.values if low <= key < high)
+        keys = self._keys(low[0])
+        return keys[bisect_left(keys, low) : bisect_left(keys, high)]
+
+    def forget(self, low: bytes, high: bytes) -> None:
+        """As if `[low, high)` had never changed."""
+        for key in self.between(low, high):
+            del self.values[key]
+        for table in range(low[0], high[0] + 1) if low and high else list(self._sorted):
+            if table in self._sorted:
+                keys = self._keys(table)
+                del keys[bisect_left(keys, low) : bisect_left(keys, high)]
+
+    def _keys(self, table: int) -> list[bytes]:
+        keys, fresh = self._sorted.get(table), self.fresh.get(table)
+        if keys is None:
+            keys = self._sorted[table] = sorted(key for key in self.values if key[0] == table)
+            self.fresh[table] = []
+        elif fresh:
+            keys += fresh
+            keys.sort()
+            fresh.clear()
+        return keys
+
+
 class State:
     """Reads and writes of one stage and partition. One writer: the stage's `apply`.
 
-    `scanned`: the table (first byte of its keys) that is often scanned from a rising floor while new keys come at its
-    high end. Of it the overlays' lowest key above that floor is kept, so that a scan looks through them in need only.
-    Of all others it is known whether an overlay holds any key.
+    `scanned`: a table (first byte of its keys) that is often scanned: its changes are kept in order from the start.
     """
 
     def __init__(self, store: Store, scanned: bytes = b"") -> None:
         self._store = store
-        self._scanned = scanned[0] if scanned else -1
-        self._floor = b""
-        self._live_lowest = self._frozen_lowest = HIGHEST
-        self._live_tables: set[int] = set()
-        self._frozen_tables: set[int] = set()
-        self._live: dict[bytes, bytes | None] = {}
+        self._ordered = set(scanned)
+        self._take(_Overlay(self._ordered))
+        self._frozen = _Overlay(())
         self._ranges: list[tuple[bytes, bytes]] = []
-        self._frozen: dict[bytes, bytes | None] = {}
+
+    def _take(self, overlay: _Overlay) -> None:
+        self._overlay = overlay
+        self._live = overlay.values
+        self._fresh = overlay.fresh
 
     def get(self, key: bytes) -> bytes | None:
         return self.get_many((key,))[0]
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values now, None where there is none; the store is asked once for all that no overlay holds."""
-        live, frozen = self._live, self._frozen
+        live, frozen = self._live, self._frozen.values
         if not live and not frozen:
             return self._store.get_many(keys)
         found: list[bytes | None] = [None] * len(keys)
@@ -136,65 +176,54 @@ class State:
         return found
 
     def put(self, key: bytes, value: bytes) -> None:
+        if key[0] in self._fresh and key not in self._live:
+            self._fresh[key[0]].append(key)
         self._live[key] = value
-        self._live_tables.add(key[0])
-        if key[0] == self._scanned and self._floor <= key < self._live_lowest:
-            self._live_lowest = key
 
     def delete(self, key: bytes) -> None:
+        if key[0] in self._fresh and key not in self._live:
+            self._fresh[key[0]].append(key)
         self._live[key] = None
-        self._live_tables.add(key[0])
-        if key[0] == self._scanned and self._floor <= key < self._live_lowest:
-            self._live_lowest = key
 
     def drop_range(self, low: bytes, high: bytes) -> None:
         """Forget `[low, high)` at the next checkpoint. Only for keys that no later step reads: the stage's own rule
         of expiry must hide them from here on, or a restart between would change what is seen."""
         self._ranges.append((low, high))
-        if low[:1] != high[:1] or low[0] in self._live_tables:
-            for key in [key for key in self._live if low <= key < high]:
-                del self._live[key]
+        self._overlay.forget(low, high)
 
     def scan(self, low: bytes, high: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """At most `limit` pairs with low <= key < high, ascending, overlays included."""
-        ordered = low[0] == self._scanned
-        if ordered and low >= self._floor and high <= self._frozen_lowest and high <= self._live_lowest:
-            found = self._store.scan(low, high, limit)
-            self._floor = high if len(found) < limit else found[-1][0]
-            return found
+        if low[:1] == high[:1] and low:
+            self._ordered.add(low[0])
+        live, frozen = self._live, self._frozen.values
         over: dict[bytes, bytes | None] = {}
-        for overlay, tables in ((self._frozen, self._frozen_tables), (self._live, self._live_tables)):
-            if low[:1] != high[:1] or low[0] in tables:
-                over.update((key, value) for key, value in overlay.items() if low <= key < high)
+        left = limit
+        for key in merge(self._frozen.between(low, high), self._overlay.between(low, high)):
+            if key in over:
+                continue  # in both
+            value = over[key] = live[key] if key in live else frozen[key]
+            if value is not None:
+                left -= 1
+                if not left:
+                    high = key + b"\0"  # the store's keys beyond are not needed: there are enough before
+                    break
         found = self._store.scan(low, high, limit + len(over))
-        if over:
-            merged: dict[bytes, bytes | None] = {**dict(found), **over}
-            found = sorted((key, value) for key, value in merged.items() if value is not None)
-        found = found[:limit]
-        if ordered:
-            self._floor = high if len(found) < limit else found[-1][0]
-            self._frozen_lowest = self._lowest(self._frozen)
-            self._live_lowest = self._lowest(self._live)
-        return found
-
-    def _lowest(self, overlay: dict[bytes, bytes | None]) -> bytes:
-        """The lowest key of the scanned table in `overlay` that is not below the floor."""
-        return min((key for key in overlay if key[0] == self._scanned and key >= self._floor), default=HIGHEST)
+        if not over:
+            return found
+        merged: dict[bytes, bytes | None] = {**dict(found), **over}
+        return sorted((key, value) for key, value in merged.items() if value is not None)[:limit]
 
     def freeze(self) -> Changes:
         """Step 1 of a checkpoint: what changed up to now, to be written as one batch; later changes go elsewhere."""
-        assert not self._frozen, "the checkpoint before has not been written yet"
-        self._frozen, self._live = self._live, {}
-        self._frozen_tables, self._live_tables = self._live_tables, set()
-        self._frozen_lowest, self._live_lowest = self._live_lowest, HIGHEST
+        assert not self._frozen.values, "the checkpoint before has not been written yet"
+        self._frozen = self._overlay
+        self._take(_Overlay(self._ordered))
         ranges, self._ranges = self._ranges, []
-        return Changes(ranges, self._frozen)
+        return Changes(ranges, self._frozen.values)
 
     def written(self) -> None:
         """The frozen changes are in the store."""
-        self._frozen = {}
-        self._frozen_tables = set()
-        self._frozen_lowest = HIGHEST
+        self._frozen = _Overlay(())
 
     @property
     def changed(self) -> int:
