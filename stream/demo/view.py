@@ -5,9 +5,9 @@ from types import TracebackType
 from typing import Final, Self
 
 import numpy as np
-from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -123,7 +123,9 @@ class View:
         quality.add_row("average precision", f"[bold green]{self._quality}[/]")
         quality.add_row("fraud among the stopped", self._stops)
         quality.add_row("from the start on", self._rising)
-        return Panel(Group(bar, Columns([road, refused, learned, quality], padding=(0, 3))), title=title)
+        side_by_side = Table.grid(padding=(0, 3))
+        side_by_side.add_row(road, refused, learned, quality)
+        return Panel(Group(Padding(bar, (0, 0, 1, 0)), side_by_side), title=title)
 
 
 def _latency(tally: Tally) -> tuple[str, str]:
