@@ -378,6 +378,12 @@ class Deployment:
         before = self.watcher.answers
         self.until(lambda: self.watcher.answers > before, "no new answers", timeout_s)
 
+    def until_recovered(self, moment: Moment) -> None:
+        """All that had been sent by then is answered."""
+        while moment.answered_s is None:
+            time.sleep(0.05)
+            self._look()
+
     def until_answered(self) -> None:
         """All that was sent is answered. Raises `ChaosError` if nothing moves for `ANSWER_S_MAX`."""
         for feed in self.feeds:

@@ -56,11 +56,11 @@ def kill(deployment: Deployment, payments: int) -> Evidence:
         time.sleep(deployment.rng.uniform(1.0, 6.0))
         victim = deployment.rng.choice(workers)
         alive(victim)
-        deployment.watcher.mark(f"kill {victim.name}")
+        moment = deployment.watcher.mark(f"kill {victim.name}")
         victim.kill()
         time.sleep(deployment.rng.uniform(0.0, 8.0))
         victim.start()
-        deployment.until_answering()
+        deployment.until_recovered(moment)
     feed.join()
     return {"kills": times, "bit": AGAIN}
 
@@ -79,7 +79,7 @@ def stop(deployment: Deployment, payments: int) -> Evidence:
         other = workers[1 - workers.index(victim)]
         alive(victim)
         before = other.count(r"added [1-9]\d* partitions")
-        deployment.watcher.mark(f"stop {victim.name}")
+        moment = deployment.watcher.mark(f"stop {victim.name}")
         victim.freeze()
         deployment.until(
             lambda other=other, before=before: other.count(r"added [1-9]\d* partitions") > before, "moved", 90
@@ -89,7 +89,7 @@ def stop(deployment: Deployment, payments: int) -> Evidence:
         lost = victim.count("lost [1-9]")
         victim.thaw()
         deployment.until(lambda victim=victim, lost=lost: victim.count("lost [1-9]") > lost, "the zombie stops", 60)
-        deployment.until_answering()
+        deployment.until_recovered(moment)
     feed.join()
     return {"stops": times, "partitions_moved": moved, "bit": AGAIN}
 
@@ -109,8 +109,7 @@ def broker_kill(deployment: Deployment, payments: int) -> Evidence:
         time.sleep(deployment.rng.uniform(5.0, 15.0))
         deployment.broker.start()
         away_s += time.monotonic() - began_s
-        deployment.watcher.mark("the broker is back")
-        deployment.until_answering()
+        deployment.until_recovered(deployment.watcher.mark("the broker is back"))
     feed.join()
     for worker in workers:
         alive(worker)
@@ -151,11 +150,11 @@ def state_deleted(deployment: Deployment, payments: int) -> Evidence:
     deployment.until_answering()
     deployment.until(lambda: any(deployment.snapshot_path.glob("terminal-journal/*/manifests/*")), "a snapshot")
     time.sleep(deployment.rng.uniform(1.0, 4.0))
-    deployment.watcher.mark("state deleted")
+    moment = deployment.watcher.mark("state deleted")
     worker.kill()
     shutil.rmtree(worker.state)
     worker.start()
-    deployment.until_answering()
+    deployment.until_recovered(moment)
     feed.join()
     return {"restored": worker.count("restoring the snapshot"), "bit": AGAIN}
 
@@ -170,13 +169,13 @@ def flip(deployment: Deployment, payments: int) -> Evidence:
     for pattern in ("*.sst", "*.log", "MANIFEST-*"):
         deployment.until(lambda: any(deployment.snapshot_path.glob("terminal-journal/*/manifests/*")), "a snapshot")
         time.sleep(deployment.rng.uniform(2.0, 6.0))
-        deployment.watcher.mark(f"flip {pattern}")
+        moment = deployment.watcher.mark(f"flip {pattern}")
         worker.kill()
         for topic in ("account-journal", "terminal-journal"):
             for path in sorted((worker.state / topic).glob(f"[0-9]/{pattern}")):
                 flipped[pattern] = flipped.get(pattern, 0) + flip_bytes(path, deployment)
         worker.start()
-        deployment.until_answering()
+        deployment.until_recovered(moment)
     feed.join()
     aside = worker.count("set aside at")
     return {"flipped": flipped, "set_aside": aside, "bit": aside > 0}
@@ -247,10 +246,10 @@ def snapshot_unreachable(deployment: Deployment, payments: int) -> Evidence:
     feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 25.0))
     deployment.until_answering()
     deployment.until(lambda: worker.count("no snapshot of") > 0, "it says so", 60)
-    deployment.watcher.mark("kill")
+    moment = deployment.watcher.mark("kill")
     worker.kill()
     worker.start()
-    deployment.until_answering()
+    deployment.until_recovered(moment)
     deployment.snapshot_path.unlink()
     deployment.until(lambda: any(deployment.snapshot_path.glob("*/*/manifests/*")), "snapshots again", 60)
     feed.join()
@@ -262,12 +261,12 @@ def snapshot_unreachable(deployment: Deployment, payments: int) -> Evidence:
 @fault("snapshot-torn")
 def snapshot_torn(deployment: Deployment, payments: int) -> Evidence:
     """Of the newest snapshots files are cut, flipped or missing; a worker without state must take older ones."""
-    worker = deployment.worker("a")
-    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 30.0))
+    worker = deployment.worker("a", FRAUD_SNAPSHOT_EVERY_S="2")
+    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 60.0))
     deployment.until_answering()
     where = deployment.snapshot_path
     deployment.until(lambda: len(list(where.glob("terminal-journal/0/manifests/*"))) >= 3, "three snapshots", 120)
-    deployment.watcher.mark("torn")
+    moment = deployment.watcher.mark("torn")
     worker.kill()
     torn = 0
     for partition in where.glob("*-journal/*"):
@@ -283,7 +282,7 @@ def snapshot_torn(deployment: Deployment, payments: int) -> Evidence:
         torn += 1
     shutil.rmtree(worker.state)
     worker.start()
-    deployment.until_answering()
+    deployment.until_recovered(moment)
     feed.join()
     tried = worker.count("this snapshot is no good")
     return {"torn": torn, "refused": tried, "bit": torn > 0 and tried > 0}

@@ -130,12 +130,15 @@ def group_offsets_reset(deployment: Deployment, payments: int) -> Evidence:
     for where in ("end", "beginning"):
         deployment.until(lambda: any(deployment.snapshot_path.glob("terminal-journal/*/manifests/*")), "a snapshot")
         time.sleep(deployment.rng.uniform(6.0, 8.0))
-        deployment.watcher.mark(f"reset to the {where}")
+        moment = deployment.watcher.mark(f"reset to the {where}")
         worker.kill()
         reset(deployment, where)
         shutil.rmtree(worker.state)
+        for manifests in deployment.snapshot_path.glob("*-journal/*/manifests"):
+            for newer in sorted(manifests.iterdir())[1:]:  # so that much is applied again
+                newer.unlink()
         worker.start()
-        deployment.until_answering()
+        deployment.until_recovered(moment)
         evidence[f"reset_to_the_{where}"] = True
     return evidence
 
@@ -308,16 +311,17 @@ def clock_wrong(deployment: Deployment, payments: int) -> Evidence:
         wrong.start(CHAOS_CLOCK_S=str(seconds))
         deployment.until(lambda before=before: wrong.count(r"added [1-9]") > before, "a member", 60)
         time.sleep(3)
-        deployment.watcher.mark("kill the other")
+        moment = deployment.watcher.mark("kill the other")
         right.kill()  # so that all is done under the wrong clock
-        deployment.until_answering()
+        deployment.until_recovered(moment)
         time.sleep(6)
         right.start()
-        deployment.until_answering()
+        deployment.until(lambda: right.log_text().count("added") > 0, "a member")
         stamps = re.findall(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ ", wrong.log_text(), re.MULTILINE)
         off.append(round(time.mktime(time.strptime(stamps[-1], "%Y-%m-%d %H:%M:%S")) - time.time()))
+        moment = deployment.watcher.mark("kill the wrong one")
         wrong.kill()
-        deployment.until_answering()
+        deployment.until_recovered(moment)
     return {"clock_off_s": off, "bit": off[0] > 3000 and off[1] < -3000}
 
 
@@ -387,13 +391,13 @@ def stop_two(deployment: Deployment, payments: int) -> Evidence:
     deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 30.0))
     deployment.until_answering()
     time.sleep(2)
-    deployment.watcher.mark("stop both")
+    moment = deployment.watcher.mark("stop both")
     for worker in workers:
         worker.freeze()
     time.sleep(9)
     for worker in workers:
         worker.thaw()
         time.sleep(2)
-    deployment.until_answering()
+    deployment.until_recovered(moment)
     lost = deployment.logged("lost [1-9]")
     return {"losses": lost, "bit": lost > 0}
