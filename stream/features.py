@@ -39,6 +39,7 @@ def _of_window(window: str) -> list[Feature]:
 
 
 HELD: Final = "90 d held"
+MATURE_7D: Final = "7 d matured"
 MATURE_14D: Final = "14 d matured"
 MATURE_28D: Final = "28 d matured"
 
@@ -55,15 +56,24 @@ ENTITY_FEATURES: Final[tuple[Feature, ...]] = (
     Feature("categories_1d_distinct", "count", "1d", "distinct merchant categories among payments held"),
     Feature("categories_30d_distinct", "count", "30d", "the same over 30 d"),
     Feature("coverage_30d_share", "share", "30d", "min(1, (t - first payment of the whole store) / 30 d)"),
-    Feature("age_s", "s", "all", "t - earliest payment of the entity ever placed"),
+    Feature("age_s", "s", "all", "t - earliest payment of the entity ever placed, at most 30 d"),
     Feature(
         "amount_ratio", "ratio", "all",
         "amount / habit; habit: running mean of amounts > 0 in order of arrival, which skips outliers (ratio > 2.5 "
         "after the first 3, unless it is the 8th in a row or later) and weighs a new amount at least 1/128; NaN: none",
     ),
     Feature("amount_z", "deviations", "all", "(amount - habit) / max(its deviation, habit / 10); NaN: fewer than 3"),
-    Feature("outliers_14d_count", "count", "14d", "earlier payments held that were outliers when they came"),
-    Feature("frauds_14d_count", "count", MATURE_14D, "frauds known at t among matured payments of 14 d"),
+    Feature("amount_14d_max_ratio", "ratio", "14d", "largest earlier amount / habit; NaN: none earlier, or no habit"),
+    Feature("outliers_3d_count", "count", "3d", "earlier payments held that were outliers when they came"),
+    Feature("outliers_14d_count", "count", "14d", "the same over 14 d"),
+    Feature("outliers_14d_share", "share", "14d", "those / earlier payments held; NaN: none earlier"),
+    Feature("since_outlier_s", "s", HELD, "t - time of the latest earlier outlier; NaN: none"),
+    Feature(
+        "payer_outliers_7d_count", "count", "7d",
+        "earlier payments that were outliers (for a terminal: to the habit of the account that paid)",
+    ),
+    Feature("frauds_7d_count", "count", MATURE_7D, "frauds known at t among matured payments of 7 d"),
+    Feature("frauds_14d_count", "count", MATURE_14D, "the same over 14 d"),
     Feature("frauds_28d_count", "count", MATURE_28D, "the same over 28 d"),
     Feature("fraud_run_count", "count", HELD, "length of the unbroken run of frauds that ends the matured payments"),
     Feature("fraud_run_age_s", "s", HELD, "t - time of the first of that run; NaN: no run"),
@@ -75,8 +85,9 @@ ENTITY_FEATURES: Final[tuple[Feature, ...]] = (
     Feature("fraud_28d_share", "share", MATURE_28D, "(frauds + 0.1) / (matured payments + 10)"),
     Feature("frauds_known_30d_count", "count", "30d", "payments whose fraud label has come, matured or not"),
     Feature("since_fraud_known_s", "s", HELD, "t - latest observed_at of a fraud label that has come; NaN: none"),
+    Feature("since_fraud_s", "s", HELD, "t - time of the latest payment whose fraud label has come; NaN: none"),
     Feature("pair_count", "count", HELD, "earlier payments of this account at this terminal; NaN: no terminal"),
-    Feature("pair_age_s", "s", HELD, "t - the first of them; NaN: none"),
+    Feature("pair_age_s", "s", HELD, "t - the first of them, at most 30 d; NaN: none"),
     Feature(
         "hour_share", "share", HELD,
         "(earlier payments within 2 h of this time of day + 1) / (earlier payments + 6); NaN: none earlier",
@@ -125,14 +136,16 @@ ACCOUNT_COLUMNS: Final = (
     "payments_5m_count", "payments_1h_count", "payments_1d_count", "payments_7d_count", "payments_30d_count",
     "amount_1h_sum", "amount_1d_sum", "amount_7d_mean", "amount_30d_mean", "amount_30d_deviation", "amount_30d_max",
     "since_last_s", "others_1d_distinct", "others_7d_distinct", "categories_1d_distinct", "coverage_30d_share", "age_s",
-    "amount_ratio", "amount_z", "outliers_14d_count", "frauds_14d_count", "frauds_known_30d_count",
+    "amount_ratio", "amount_z", "amount_14d_max_ratio", "outliers_3d_count", "outliers_14d_count", "outliers_14d_share",
+    "since_outlier_s", "frauds_14d_count", "frauds_known_30d_count",
     "since_fraud_known_s", "pair_count", "pair_age_s", "hour_share", "weekend_share", "category_count",
     "category_amount_ratio", "distance_km", "speed_kmh",
 )  # fmt: skip
 TERMINAL_COLUMNS: Final = (
     "payments_1h_count", "payments_1d_count", "payments_30d_count", "amount_ratio", "age_s", "others_1d_distinct",
     "fraud_run_count", "fraud_run_age_s", "frauds_28d_count", "frauds_ordinary_28d_count", "frauds_last_5_count",
-    "fraud_28d_share", "frauds_known_30d_count", "since_fraud_known_s",
+    "fraud_28d_share", "frauds_known_30d_count", "since_fraud_known_s", "payer_outliers_7d_count", "frauds_7d_count",
+    "since_fraud_s",
 )  # fmt: skip
 
 ENTITY_INDEX: Final = {feature.name: i for i, feature in enumerate(ENTITY_FEATURES)}
@@ -154,7 +167,7 @@ MODEL_FEATURES: Final[tuple[Feature, ...]] = (
 """What the model sees, in this order; the columns of `assemble`."""
 
 MODEL_NAMES: Final = tuple(feature.name for feature in MODEL_FEATURES)
-assert len(set(MODEL_NAMES)) == len(MODEL_NAMES) <= 60, "names are unique, and a pending row stays small"
+assert len(set(MODEL_NAMES)) == len(MODEL_NAMES) <= 68, "names are unique, and a pending row stays small"
 
 FEATURES_VERSION: Final = hashlib.blake2b(
     repr((kernel.VERSION, ENTITY_FEATURES, MODEL_FEATURES)).encode(), digest_size=8

@@ -10,6 +10,8 @@ _BY_PREFIX: Final = (
     ("account_fraud_", "account_at_risk"),
     ("account_since_fraud", "account_at_risk"),
     ("account_outliers", "amount_unusual"),
+    ("account_since_outlier", "amount_unusual"),
+    ("account_amount_14d_max_ratio", "amount_unusual"),
     ("account_amount_ratio", "amount_unusual"),
     ("account_amount_z", "amount_unusual"),
     ("account_category_amount_ratio", "amount_unusual"),

@@ -77,6 +77,7 @@ EARTH_KM: Final = 6371.0
 RADIANS: Final = 0.017453292519943295
 HALF_PI: Final = 1.5707963267948966
 DEGREE_UNITS: Final = 100_000.0
+AGE_MAX_S: Final = 30 * 86_400.0  # older is old: nothing grows with the calendar for ever
 SPEED_AFTER_MS: Final = 60_000  # positions closer in time are taken as a minute apart
 
 # Columns of the result: five a window, in the order of WINDOWS_MS, then these.
@@ -92,7 +93,13 @@ COUNT, SUM, MEAN, DEVIATION, MAX = range(5)
     AGE_S,
     AMOUNT_RATIO,
     AMOUNT_Z,
+    AMOUNT_14D_MAX_RATIO,
+    OUTLIERS_3D_COUNT,
     OUTLIERS_14D_COUNT,
+    OUTLIERS_14D_SHARE,
+    SINCE_OUTLIER_S,
+    PAYER_OUTLIERS_7D_COUNT,
+    FRAUDS_7D_COUNT,
     FRAUDS_14D_COUNT,
     FRAUDS_28D_COUNT,
     FRAUD_RUN_COUNT,
@@ -102,6 +109,7 @@ COUNT, SUM, MEAN, DEVIATION, MAX = range(5)
     FRAUD_28D_SHARE,
     FRAUDS_KNOWN_30D_COUNT,
     SINCE_FRAUD_KNOWN_S,
+    SINCE_FRAUD_S,
     PAIR_COUNT,
     PAIR_AGE_S,
     HOUR_SHARE,
@@ -110,8 +118,8 @@ COUNT, SUM, MEAN, DEVIATION, MAX = range(5)
     CATEGORY_AMOUNT_RATIO,
     DISTANCE_KM,
     SPEED_KMH,
-) = range(5 * WINDOWS, 5 * WINDOWS + 28)
-COLUMNS: Final = 5 * WINDOWS + 28
+) = range(5 * WINDOWS, 5 * WINDOWS + 35)
+COLUMNS: Final = 5 * WINDOWS + 35
 NAN: Final = math.nan
 
 TOUCH_ROWS: Final = 16
@@ -462,11 +470,14 @@ def observe(
         edge = t - WINDOWS_MS[0]
         horizon = t - history_ms
         mature = min(t, label_clock[row]) - maturity_ms
-        outliers = 0
-        matured = matured_28d = frauds_14d = frauds_28d = ordinary_28d = run = last = known_30d = 0
+        outliers = outliers_3d = payer_outliers = recent = 0
+        outlier_last = 0
+        largest_14d = 0
+        matured = matured_28d = frauds_7d = frauds_14d = frauds_28d = ordinary_28d = run = last = known_30d = 0
         running = True
         run_from = 0
         known_last = 0
+        fraud_last = 0
         pair = 0
         pair_from = 0
         timed = same_band = weekends = 0
@@ -536,8 +547,17 @@ def observe(
                     same_band += 1
                 if (tag >> WEEKDAY_SHIFT) & 7 >= 5:
                     weekends += 1
-            if tag & OUTLIER != 0 and time > t - 14 * DAY_MS:
-                outliers += 1
+            if time > t - 14 * DAY_MS:
+                recent += 1
+                largest_14d = max(largest_14d, their_amount)
+                if tag & OUTLIER != 0:
+                    outliers += 1
+                    if time > t - 3 * DAY_MS:
+                        outliers_3d += 1
+                if tag & PAYER_OUTLIER != 0 and time > t - WINDOWS_MS[3]:
+                    payer_outliers += 1
+            if tag & OUTLIER != 0:
+                outlier_last = max(outlier_last, time)
             if where >= 0 and previous_at < 0 and tag & HAS_POSITION != 0:
                 previous_at = at
                 previous_ms = time
@@ -545,6 +565,7 @@ def observe(
             fraud = observed <= t
             if fraud:
                 known_last = max(known_last, observed)
+                fraud_last = max(fraud_last, time)
                 if time > t - WINDOWS_MS[4]:
                     known_30d += 1
             if time <= mature:
@@ -564,6 +585,8 @@ def observe(
                             ordinary_28d += 1
                         if time > mature - 14 * DAY_MS:
                             frauds_14d += 1
+                        if time > mature - 7 * DAY_MS:
+                            frauds_7d += 1
         while window < WINDOWS:
             w = window * 5
             sums[w] = float(count)
@@ -608,6 +631,7 @@ def observe(
                 if time <= horizon or time > t:
                     continue
                 known_last = max(known_last, observed)
+                fraud_last = max(fraud_last, time)
                 if time > t - WINDOWS_MS[4]:
                     known_30d += 1
                 if mature - 28 * DAY_MS < time <= mature:
@@ -616,6 +640,8 @@ def observe(
                         ordinary_28d += 1
                     if time > mature - 14 * DAY_MS:
                         frauds_14d += 1
+                    if time > mature - 7 * DAY_MS:
+                        frauds_7d += 1
 
         tag = (
             category
@@ -627,6 +653,7 @@ def observe(
             | (HAS_POSITION if where >= 0 else 0)
             | ((payments[row] & PAYMENT_MASK) << PAYMENT_SHIFT)
         )
+        top_ratio = largest_14d / mean if recent > 0 and known > 0 else NAN  # known is about to change
         since_last = NAN
         if position > 0:
             since_last = (t - entries[(offset + ((head + position - 1) & mask)) * ENTRY]) / 1000.0
@@ -683,10 +710,16 @@ def observe(
         out[o + CATEGORIES_30D_DISTINCT] = kinds_30d
         began = control[BEGAN] if control[BEGAN] != BEGAN_NEVER else t
         out[o + COVERAGE_30D_SHARE] = min(max((t - began) / (30.0 * DAY_MS), 0.0), 1.0)
-        out[o + AGE_S] = max(t - state[s + FIRST_SEEN], 0) / 1000.0
+        out[o + AGE_S] = min(max(t - state[s + FIRST_SEEN], 0) / 1000.0, AGE_MAX_S)
         out[o + AMOUNT_RATIO] = ratio
         out[o + AMOUNT_Z] = z
+        out[o + AMOUNT_14D_MAX_RATIO] = top_ratio
+        out[o + OUTLIERS_3D_COUNT] = outliers_3d
         out[o + OUTLIERS_14D_COUNT] = outliers
+        out[o + OUTLIERS_14D_SHARE] = float(outliers) / recent if recent > 0 else NAN
+        out[o + SINCE_OUTLIER_S] = (t - outlier_last) / 1000.0 if outlier_last > 0 else NAN
+        out[o + PAYER_OUTLIERS_7D_COUNT] = payer_outliers
+        out[o + FRAUDS_7D_COUNT] = frauds_7d
         out[o + FRAUDS_14D_COUNT] = frauds_14d
         out[o + FRAUDS_28D_COUNT] = frauds_28d
         out[o + FRAUD_RUN_COUNT] = run
@@ -696,8 +729,9 @@ def observe(
         out[o + FRAUD_28D_SHARE] = (frauds_28d + SHARE_PRIOR) / (matured_28d + SHARE_WEIGHT)
         out[o + FRAUDS_KNOWN_30D_COUNT] = known_30d
         out[o + SINCE_FRAUD_KNOWN_S] = (t - known_last) / 1000.0 if known_last > 0 else NAN
+        out[o + SINCE_FRAUD_S] = (t - fraud_last) / 1000.0 if fraud_last > 0 else NAN
         out[o + PAIR_COUNT] = float(pair) if other != 0 else NAN
-        out[o + PAIR_AGE_S] = (t - pair_from) / 1000.0 if other != 0 and pair > 0 else NAN
+        out[o + PAIR_AGE_S] = min((t - pair_from) / 1000.0, AGE_MAX_S) if other != 0 and pair > 0 else NAN
         out[o + HOUR_SHARE] = (same_band + 1.0) / (timed + 6.0) if timed > 0 else NAN
         usual = weekends if weekday >= 5 else timed - weekends
         out[o + WEEKEND_SHARE] = (usual + 1.0) / (timed + 2.0) if timed > 0 else NAN

@@ -165,7 +165,7 @@ class Oracle:
             self.began = t if self.began is None else self.began
             h.first_seen = t if h.first_seen is None else min(h.first_seen, t)
         f["coverage_30d_share"] = min(1.0, max(0, t - self.began) / (30 * DAY)) if self.began is not None else 0.0
-        f["age_s"] = max(0, t - h.first_seen) / 1000 if h.first_seen is not None else 0.0
+        f["age_s"] = min(30 * DAY, max(0, t - h.first_seen)) / 1000 if h.first_seen is not None else 0.0
 
         ratio = z = NAN
         if row.amount >= 0 and h.accepted:
@@ -178,7 +178,15 @@ class Oracle:
         row.ordinary = not (row.payer_ratio > 2.5 if self.payers else row.outlier)
 
         held = [r for r in earlier if r.time > t - self.history_ms]
-        f["outliers_14d_count"] = sum(r.outlier for r in held if r.time > t - 14 * DAY)
+        recent = [r for r in held if r.time > t - 14 * DAY]
+        top = max([r.amount for r in recent if r.amount >= 0], default=0)
+        f["amount_14d_max_ratio"] = top / habit(h.accepted)[0] if recent and h.accepted else NAN
+        f["outliers_3d_count"] = sum(r.outlier for r in held if r.time > t - 3 * DAY)
+        f["outliers_14d_count"] = sum(r.outlier for r in recent)
+        f["outliers_14d_share"] = f["outliers_14d_count"] / len(recent) if recent else NAN
+        outliers = [r for r in held if r.outlier]
+        f["since_outlier_s"] = (t - outliers[-1].time) / 1000 if outliers else NAN
+        f["payer_outliers_7d_count"] = sum(not r.ordinary for r in held if r.time > t - 7 * DAY)
         mature = min(t, row.clock) - self.maturity_ms
 
         def known_fraud(r: Row) -> bool:
@@ -187,7 +195,7 @@ class Oracle:
         matured = [r for r in held if r.time <= mature]
         folded = [r for r in h.frauds if known_fraud(r) and t - self.history_ms < r.time <= t]
         frauds = [r for r in held if known_fraud(r)] + folded
-        for days in (14, 28):
+        for days in (7, 14, 28):
             f[f"frauds_{days}d_count"] = sum(mature - days * DAY < r.time <= mature for r in frauds)
         f["frauds_ordinary_28d_count"] = sum(r.ordinary and mature - 28 * DAY < r.time <= mature for r in frauds)
         run: list[Row] = []
@@ -205,10 +213,11 @@ class Oracle:
         f["fraud_28d_share"] = (f["frauds_28d_count"] + 0.1) / (seen + 10)
         f["frauds_known_30d_count"] = sum(r.time > t - 30 * DAY for r in frauds)
         f["since_fraud_known_s"] = (t - max(r.observed or 0 for r in frauds)) / 1000 if frauds else NAN
+        f["since_fraud_s"] = (t - max(r.time for r in frauds)) / 1000 if frauds else NAN
 
         pair = [r for r in held if r.other == row.other]
         f["pair_count"] = len(pair) if row.other else NAN
-        f["pair_age_s"] = (t - pair[0].time) / 1000 if row.other and pair else NAN
+        f["pair_age_s"] = min(30 * DAY, t - pair[0].time) / 1000 if row.other and pair else NAN
         timed = [r for r in held if r.minute >= 0] if row.minute >= 0 else []
         apart = [abs(r.minute % 1440 - row.minute % 1440) for r in timed]
         near = sum(min(a, 1440 - a) <= 120 for a in apart)
