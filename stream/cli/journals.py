@@ -1,4 +1,4 @@
-"""`fraud journals verify`: the same journals, the same answers, byte for byte."""
+"""`fraud journals`: kept as files, and applied again: the same answers, byte for byte."""
 
 from pathlib import Path
 from typing import Annotated, Final
@@ -6,9 +6,15 @@ from typing import Annotated, Final
 import msgspec
 import typer
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from stream.broker.offsets import watermarks
+from stream.broker.topic_admin import topic_ids
+from stream.cli.broker import known_settings
+from stream.cli.topics import BootstrapOption, JsonOption, PrefixOption
 from stream.errors import OperatorError
+from stream.replay.dump import ORDER, consumer_of, dump, places
 from stream.replay.rerun import Rerun, rerun
 
 app = typer.Typer(name="journals", help="Journals as files: kept, and applied again.", no_args_is_help=True)
@@ -39,6 +45,45 @@ def verify(
         _show(found)
     if not found.equal:
         raise typer.Exit(FAILED)
+
+
+@app.command(name="dump", epilog="Example: fraud journals dump journals/ --bootstrap 127.0.0.1:9092")
+def dump_command(
+    directory: Annotated[Path, typer.Argument(help="For one file a partition; made if it is not there.")],
+    bootstrap: BootstrapOption = None,
+    prefix: PrefixOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy all journals of a deployment, its answers, dead letters and control records from the broker into files.
+
+    Answers that a deployment at work has not given yet are missing in the files; let it come to rest first.
+    """
+    broker = known_settings(bootstrap=bootstrap, prefix=prefix)
+    errors = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,} of {task.total:,} records"), TimeElapsedColumn())
+    consumer = consumer_of(broker.client())
+    try:
+        ids = topic_ids(broker.client(), [broker.prefix + topic for topic in ORDER])
+        wanted = places(consumer, {topic: ids[broker.prefix + topic] for topic in ORDER}, broker.prefix, watermarks)
+        total = sum(place.high - place.low for place in wanted)
+        with Progress(*columns, console=errors, transient=True) as progress:
+            task = progress.add_task("", total=total)
+            written = dump(
+                consumer,
+                wanted,
+                directory,
+                prefix=broker.prefix,
+                progress=lambda more: progress.advance(task, more),
+            )
+    except OperatorError as error:
+        errors.print(str(error), style="red", highlight=False)
+        raise typer.Exit(FAILED) from error
+    finally:
+        consumer.close()
+    if as_json:
+        print(msgspec.json.encode({"directory": str(directory), "records": written, "files": len(wanted)}).decode())
+        return
+    Console().print(f"{written:,} records in {len(wanted)} files: {directory}", highlight=False)
 
 
 def _show(found: Rerun) -> None:
