@@ -13,6 +13,8 @@ from load import make_load
 from meter import Answers, BenchFailed, cpu_s
 from ours import PARTITIONS, Labeller, deploy, publish_payments, worker
 
+from stream.broker.offsets import watermarks
+
 WARM_PAYMENTS = 2_000
 WARM_S_MAX = 120.0
 ANSWER_S_MAX = 20.0  # after the last payment; an answer that comes later has not come
@@ -59,7 +61,7 @@ def _consume(bootstrap: str, topic: str, wanted: int, seconds: float, ready: Any
         }
     )
     for partition in range(PARTITIONS):
-        consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=30)
+        watermarks(consumer, topic, partition)
     consumer.assign([TopicPartition(topic, partition, OFFSET_END) for partition in range(PARTITIONS)])
     consumer.poll(1.0)
     ready.set()

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer
+
+from stream.broker.offsets import watermarks
 
 TICKS_S = os.sysconf("SC_CLK_TCK")
 LOOK_EVERY_S = 0.1
@@ -93,10 +95,11 @@ class Answers:
         self._consumer = Consumer(
             {"bootstrap.servers": bootstrap, "group.id": "bench-eye", "enable.auto.commit": False}
         )
-        self._partitions = [TopicPartition(topic, p) for p in range(partitions)]
+        self._topic = topic
+        self._partitions = partitions
 
     def count(self) -> int:
-        return sum(self._consumer.get_watermark_offsets(p, timeout=30)[1] for p in self._partitions)
+        return sum(watermarks(self._consumer, self._topic, p)[1] for p in range(self._partitions))
 
     def close(self) -> None:
         self._consumer.close()

@@ -118,6 +118,7 @@ def run(load: Load, batch: int, directory: Path, profile: cProfile.Profile | Non
     counted = len(payments) - steady_from
     for first in range(0, len(payments), batch):
         if first == steady_from:
+            line.checkpoint()  # so that exactly what is counted is written
             for counter in (line.cpu_s, line.bytes, line.records):
                 counter.clear()
             if profile is not None:
@@ -130,6 +131,7 @@ def run(load: Load, batch: int, directory: Path, profile: cProfile.Profile | Non
         line.feed("labels", now)
         if first // CHECKPOINT_EVERY != (first + batch) // CHECKPOINT_EVERY:
             line.checkpoint()
+    line.checkpoint()
     if profile is not None:
         profile.disable()
     return {
