@@ -29,6 +29,7 @@ SEEN_BY: Final[dict[str, frozenset[str]]] = {
     "stream.stages": CORE | {"stream.rules"},
     # The runner drives stages by their protocol; stages know nothing of it.
     "stream.runner": frozenset({"topics", "stream.errors", "stream.bits", "stream.stages"}),
+    "stream.self_check": CORE,
     "stream.settings": frozenset({"topics", "stream.errors"}),
     "stream.metrics": frozenset({"topics", "stream.errors"}),
     "stream.dataset": frozenset({"topics", "stream.errors"}),
@@ -37,7 +38,7 @@ SEEN_BY: Final[dict[str, frozenset[str]]] = {
     "stream.simulate": frozenset({"topics", "stream.errors", "stream.bits", "stream.dataset"}),
     "stream.replay": INNER | {"stream.settings", "stream.metrics", "stream.dataset"},
     "stream.evaluate": INNER | {"stream.settings", "stream.metrics", "stream.dataset", "stream.replay"},
-    "stream.worker": INNER | {"stream.settings", "stream.metrics", "stream.broker"},
+    "stream.worker": INNER | {"stream.self_check", "stream.settings", "stream.metrics", "stream.broker"},
     "stream.operate": INNER | {"stream.settings", "stream.broker", "stream.worker"},
     "stream.reconcile": frozenset({"topics", "stream.errors", "stream.broker"}),
     "stream.demo": INNER

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from stream import self_check
 from stream.broker.topic_admin import describe_topics, id_bytes
 from stream.errors import ConfigurationError, OperatorError, StateError
 from stream.runner.errors import ForeignState, StepFailed, Unreadable
@@ -30,7 +31,6 @@ from stream.stages.state import State
 from stream.stages.terminal import EXAMPLES, TerminalStage
 from stream.stages.wiring import FOREIGN, GATHERING, Partitions, build_stage
 from stream.version import ENGINE_VERSION
-from stream.windows.entity import EntityWindows
 from stream.worker.control_log import ControlLog
 from stream.worker.fetch import TP, FetchError, FetchSettings, Round
 from stream.worker.host import Host, Status, damage_under
@@ -133,10 +133,13 @@ class Worker:
         self.snapshot_failing = ""
         self.started_s = time.time()
         self._crash = crash
-        EntityWindows()  # compiles or loads the kernels, here and not in the threads that open partitions
+        self_check.check()  # loads the kernels, too: here, and not in the threads that open partitions
         self._memory = StoreMemory(cache_bytes=settings.block_cache_bytes)
         client = settings.client()
-        self._query = Consumer({**client, "group.id": f"{settings.group}-query", "enable.auto.commit": False})
+        # It is never polled, so nobody would take its log; what it is asked raises instead.
+        self._query = Consumer(
+            {**client, "group.id": f"{settings.group}-query", "enable.auto.commit": False, "log_level": 0}
+        )
         self.control_log = ControlLog(client, settings.prefix + CONTROL, on_skip=self._skip_arrived)
         stages = {settings.prefix + topic: stage for topic, stage in STAGES.items()}
         security = settings.security()
