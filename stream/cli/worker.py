@@ -12,6 +12,7 @@ from rich.console import Console
 from stream.cli.broker import known_settings
 from stream.cli.topics import BootstrapOption, PrefixOption
 from stream.errors import FraudstreamError
+from stream.worker.quiet import Seldom
 
 
 def command(
@@ -37,6 +38,8 @@ def command(
     )
     for noisy in ("aiokafka", "faust", "mode", "kafka"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Seldom("aiokafka", "librdkafka"))
     settings = known_settings(bootstrap=bootstrap, prefix=prefix)
     given = {
         "state_dir": state_dir,

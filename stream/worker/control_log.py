@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from stream.broker.offsets import watermarks
 from stream.errors import ConfigurationError, OperatorError
+from stream.worker.quiet import librdkafka_logger
 from topics.control import Init, Skip, parse_control, payload_as
 from topics.refusals import Refusal
 
@@ -45,7 +46,8 @@ class ControlLog:
                 "group.id": "fraudstream-control-log",
                 "enable.auto.commit": False,
                 "auto.offset.reset": "error",
-            }
+            },
+            logger=librdkafka_logger,
         )
 
     def read_to_end(self) -> None:

@@ -9,6 +9,7 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from stream.errors import FraudstreamError
 from stream.runner.partition import PartitionRunner, Send
+from stream.worker.quiet import librdkafka_logger
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class WorkerProducer:
     def __init__(
         self, client: Mapping[str, Any], *, prefix: str, linger_ms: float, failed: Callable[[BaseException], None]
     ) -> None:
-        self._producer = Producer(producer_options(client, linger_ms))
+        self._producer = Producer(producer_options(client, linger_ms), logger=librdkafka_logger)
         self._prefix = prefix
         self._failed = failed
         self._names: dict[str, str] = {}
