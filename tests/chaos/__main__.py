@@ -78,7 +78,15 @@ def _wrong(checked: Checked) -> list[str]:
     return [f"{field} {getattr(checked, field)}" for field in _ZERO if getattr(checked, field)] + checked.examples
 
 
-_ZERO = ("different", "absent", "items_different", "items_absent", "intake_missing", "states_different")
+_ZERO = (
+    "different",
+    "absent",
+    "items_different",
+    "items_absent",
+    "intake_missing",
+    "states_different",
+    "states_missing",
+)
 
 
 CI_PAYMENTS = 20_000

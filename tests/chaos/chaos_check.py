@@ -6,7 +6,7 @@ partition as the workers left it on disk.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ class Checked(msgspec.Struct, kw_only=True):
 
     `different`: on the topics, and not what the journals say; `absent`: what the journals say, and not on the topics;
     `items_different`, `items_absent`: the same of items between stages; `intake_missing`: foreign records that are in
-    no account journal; `states_different`: partitions whose store is not the state of the run off-line.
+    no account journal; `states_different`: stores that are not the state of the run off-line
+    at the same offset; `states_missing`: partitions of which no worker has a state.
     """
 
     records: int = 0
@@ -50,6 +51,7 @@ class Checked(msgspec.Struct, kw_only=True):
     intake_missing: int = 0
     states: int = 0
     states_different: int = 0
+    states_missing: int = 0
     examples: list[str] = msgspec.field(default_factory=list[str])
 
     @property
@@ -61,6 +63,7 @@ class Checked(msgspec.Struct, kw_only=True):
             + self.items_absent
             + self.intake_missing
             + self.states_different
+            + self.states_missing
         )
 
 
@@ -142,16 +145,18 @@ def verify(
             store = MemoryStore()
             runner = build_runner(Journal(topic, topic_id, partition), store, partitions)
             runner.skips = skips.get((ids[topic], partition), set())
-            for start in range(0, len(records), BATCH):
-                sends = runner.step(records[start : start + BATCH])
+            best = None if states is None else _furthest(topic, partition, states)
+            for batch in _batches(records, cut=-1 if best is None else best[0]):
+                sends = runner.step(batch)
                 assert not isinstance(sends, Reseek)
                 for send in sends:
                     runner.acknowledged(send.generation)
                     _note(send, topic_id, partition, said, items)
+                if best is not None and runner.next_offset == best[0]:
+                    runner.write(runner.begin_checkpoint(), store.write)
+                    _compare_state(checked, f"{topic}[{partition}] at {best[0]}", store, best[1])
             checked.records += len(records)
-            runner.write(runner.begin_checkpoint(), store.write)
-            if states is not None:
-                _compare_state(checked, topic, partition, store, states)
+            checked.states_missing += states is not None and best is None
     _compare_answers(checked, said, {topic: read_topic(client, names[topic]) for topic in ANSWERS})
     _compare_items(checked, ids["account-journal"], items, journals["terminal-journal"])
     _look_for_intake(checked, client, names, ids, journals["account-journal"])
@@ -249,8 +254,20 @@ def _look_for_intake(
                     _example(checked, f"{topic}[{partition}]@{record.offset} is in no account journal")
 
 
-def _compare_state(checked: Checked, topic: str, partition: int, wanted: MemoryStore, states: list[Path]) -> None:
-    """Of the copies on disk the one that is furthest is compared: others were left behind when the partition moved."""
+def _batches(records: list[Record], *, cut: int) -> Iterator[list[Record]]:
+    """In pieces, one of which ends before the offset `cut`."""
+    batch: list[Record] = []
+    for record in records:
+        if batch and (len(batch) == BATCH or record.offset == cut):
+            yield batch
+            batch = []
+        batch.append(record)
+    if batch:
+        yield batch
+
+
+def _furthest(topic: str, partition: int, states: list[Path]) -> tuple[int, dict[bytes, bytes]] | None:
+    """Next offset and content of the copy that is furthest: others were left behind when the partition moved."""
     best: tuple[int, dict[bytes, bytes]] | None = None
     for state in states:
         directory = state / topic / str(partition)
@@ -261,18 +278,20 @@ def _compare_state(checked: Checked, topic: str, partition: int, wanted: MemoryS
         meta = read_meta(pairs.get(META_KEY))
         if meta is not None and (best is None or meta.next_offset > best[0]):
             best = (meta.next_offset, pairs)
+    return best
+
+
+def _compare_state(checked: Checked, name: str, wanted: MemoryStore, found: dict[bytes, bytes]) -> None:
+    """A worker's state against that of the run off-line at the same offset."""
     expected = dict(wanted.pairs())
     checked.states += 1
-    if best is None or best[1] != expected:
+    if found != expected:
         checked.states_different += 1
-        if best is None:
-            _example(checked, f"{topic}[{partition}]: no state on disk")
-            return
-        keys = [key for key in {*best[1], *expected} if best[1].get(key) != expected.get(key)]
+        keys = [key for key in {*found, *expected} if found.get(key) != expected.get(key)]
         _example(
             checked,
-            f"{topic}[{partition}] at {best[0]}: {len(keys)} keys differ of {len(expected)}: "
-            + "; ".join(f"{key!r}: {best[1].get(key)!r} / {expected.get(key)!r}"[:300] for key in sorted(keys)[:3]),
+            f"{name}: {len(keys)} keys differ of {len(expected)}: "
+            + "; ".join(f"{key!r}: {found.get(key)!r} / {expected.get(key)!r}"[:300] for key in sorted(keys)[:3]),
         )
 
 
