@@ -6,6 +6,7 @@ from stream.cli import (
     broker,
     demo,
     evaluate,
+    examples,
     features,
     journals,
     operate,
@@ -27,6 +28,7 @@ app.command("demo", epilog=demo.EPILOG)(demo.command)
 app.add_typer(broker.app)
 app.add_typer(topics.app)
 app.add_typer(journals.app)
+app.add_typer(examples.app)
 app.add_typer(rules.app)
 app.command("init", epilog="Example: fraud init --from earliest")(operate.init)
 app.command("worker", epilog="Example: fraud worker --state-dir state/a --metrics-port 9464")(worker.command)
