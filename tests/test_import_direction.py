@@ -34,7 +34,7 @@ SEEN_BY: Final[dict[str, frozenset[str]]] = {
     "stream.metrics": frozenset({"topics", "stream.errors"}),
     "stream.dataset": frozenset({"topics", "stream.errors"}),
     "stream.publish": frozenset({"topics", "stream.errors", "stream.dataset"}),
-    "stream.broker": frozenset({"topics", "stream.errors", "stream.settings"}),
+    "stream.broker": frozenset({"topics", "stream.errors", "stream.settings", "stream.stages"}),
     "stream.simulate": frozenset({"topics", "stream.errors", "stream.bits", "stream.dataset"}),
     "stream.replay": INNER | {"stream.settings", "stream.metrics", "stream.dataset"},
     "stream.evaluate": INNER | {"stream.settings", "stream.metrics", "stream.dataset", "stream.replay"},
