@@ -80,7 +80,7 @@ def initialise(
     wanted = list(catalogue(settings.prefix, partitions).values())
     made: Created = create_topics(settings.client(), wanted, replication=replication)
     await_leaders(settings.client(), [topic.name for topic in wanted])
-    control = ControlLog(settings.client(), settings.prefix + "control", on_skip=lambda *_: None)
+    control = ControlLog(settings.client(), settings.prefix + "control", on_skip=_nothing_yet)
     try:
         control.read_to_end()
         existed = control.initialised
@@ -96,6 +96,10 @@ def initialise(
             write_control(settings, "policy", policy, by=by, why=why)
         write_control(settings, "init", Init(offsets=offsets), by=by, why=why)
     return Initialised(created=list(made.created), offsets=offsets, existed=existed)
+
+
+def _nothing_yet(_topic_id: bytes, _partition: int, _offset: int) -> None:
+    """Skips are the workers' business."""
 
 
 def _start_offsets(settings: Settings, start: Start) -> dict[str, list[int]]:

@@ -47,4 +47,3 @@ def schema_files() -> dict[str, str]:
         f"{name}.json": json.dumps(schema_of(name), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         for name in CONTRACTS
     }
-

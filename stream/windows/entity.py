@@ -364,9 +364,7 @@ class EntityWindows:
         whole = buffer.astype("<i8", copy=False).tobytes()
         ends = (starts * 8).tolist()
         keys = self._keys
-        exported += [
-            (keys[slot], whole[a:b]) for slot, a, b in zip(slots.tolist(), ends[:-1], ends[1:], strict=True)
-        ]
+        exported += [(keys[slot], whole[a:b]) for slot, a, b in zip(slots.tolist(), ends[:-1], ends[1:], strict=True)]
         self._dirty[slots] = 0
         return exported
 

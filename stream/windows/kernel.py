@@ -133,8 +133,7 @@ def sine(x: float) -> float:
     """Sine of x in [-pi/2, pi/2], to 1e-9."""
     y = x * x
     return x * (
-        1.0
-        - y / 6.0 * (1.0 - y / 20.0 * (1.0 - y / 42.0 * (1.0 - y / 72.0 * (1.0 - y / 110.0 * (1.0 - y / 156.0)))))
+        1.0 - y / 6.0 * (1.0 - y / 20.0 * (1.0 - y / 42.0 * (1.0 - y / 72.0 * (1.0 - y / 110.0 * (1.0 - y / 156.0)))))
     )
 
 
@@ -682,9 +681,7 @@ def observe(
                     away = amount - mean
                     state[s + HABIT_COUNT] = known
                     state_f[s + HABIT_MEAN] = mean + share * away
-                    state_f[s + HABIT_VARIANCE] = (1.0 - share) * (
-                        state_f[s + HABIT_VARIANCE] + share * away * away
-                    )
+                    state_f[s + HABIT_VARIANCE] = (1.0 - share) * (state_f[s + HABIT_VARIANCE] + share * away * away)
 
         o = row * COLUMNS
         for k in range(WINDOWS):
