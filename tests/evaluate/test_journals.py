@@ -48,7 +48,7 @@ def test_one_changed_byte_of_an_answer_is_found(whole: Any, journals: Path, tmp_
     found = rerun(damaged)
     assert not found.equal
     assert (found.topics["decisions"].differing, found.topics["decisions"].missing) == (1, 0)
-    run = CliRunner().invoke(app, [str(damaged), "--json"])
+    run = CliRunner().invoke(app, ["verify", str(damaged), "--json"])
     assert run.exit_code == 1
     assert msgspec.json.decode(run.stdout.splitlines()[-1])["topics"]["decisions"]["differing"] == 1
 
@@ -80,7 +80,7 @@ def test_what_can_not_be_applied_again_is_told(whole: Any, journals: Path, tmp_p
     with pytest.raises(CannotRerun, match="no such directory"):
         rerun(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    assert CliRunner().invoke(app, [str(tmp_path / "empty")]).exit_code == 2
+    assert CliRunner().invoke(app, ["verify", str(tmp_path / "empty")]).exit_code == 2
     late = _copy(journals, tmp_path / "late")
     reader = JournalReader(late / file_name("account-journal", 0))
     records = list(reader.records())
