@@ -116,7 +116,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """The version of these bytes. Raises Corrupt: not one, another format, wrong hash, wrong sizes, NaN or inf."""
         try:
             compiled = msgspec.msgpack.decode(encoded, type=Compiled)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Corrupt(f"not a model version: {error}") from error
         compiled.check()
         return compiled
