@@ -109,11 +109,11 @@ def _copy(consumer: Consumer, place: Place, topic: str, writer: JournalWriter, p
     consumer.assign([TopicPartition(topic, place.partition, place.low)])
     following = place.low
     while following < place.high:
-        messages = consumer.consume(BATCH, timeout=TIMEOUT_S)
-        if not messages:
+        first = consumer.poll(TIMEOUT_S)
+        if first is None:
             raise DumpFailed(f"{topic}[{place.partition}]: nothing from offset {following} on in {TIMEOUT_S:.0f} s")
         records: list[Record] = []
-        for message in messages:
+        for message in (first, *consumer.consume(BATCH, 0)):  # `consume(n, t)` would wait for n or for t
             record = _record(message, topic)
             following = record.offset + 1
             if record.offset < place.high:
