@@ -261,7 +261,10 @@ class Worker:
         except (OperatorError, StoreError) as error:
             self._stop(host, error)
         except Exception as error:
-            self.membership.fail(error)
+            if self.hosts.get(tp) is host:
+                self.membership.fail(error)
+            else:  # it was taken away, or the worker leaves: what it was waiting for has gone
+                log.info("%s[%d]: opening was given up: %s", *host.tp, error)
 
     async def _check_topic(self, host: Host) -> None:
         """Raises `ForeignState` if the topic is another than when this process began."""

@@ -29,7 +29,9 @@ def test_a_killed_worker_loses_nothing_and_answers_nothing_twice_otherwise(kafka
         deployment.watcher.mark("kill")
         workers[0].kill()
         deployment.until(lambda: workers[1].count(r"added [1-9]") > 1, "the other takes over")
+        before = workers[0].count(r"added [1-9]")
         workers[0].start()
+        deployment.until(lambda: workers[0].count(r"added [1-9]") > before, "the killed one is a member again")
         deployment.until_answered()
         assert [code for code in deployment.stop_workers() if code] == []
         found = reconcile(deployment.client, deployment.prefix)
