@@ -7,13 +7,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from topics.control import PAYLOAD_BYTES_MAX, ControlKind
+from topics.journal import BLOCK_BYTES_MAX
 from topics.limits import DAY_MS, INTAKE_BYTES_MAX, LIMITS_DEFAULT
 
 Principal = Literal["processor", "detector", "blocker", "label_feed", "oncall", "operator"]
 
 FOREVER: Final = -1
 PARTITIONS_DEFAULT: Final = 4
-BLOCK_BYTES_MAX: Final = 262_144
 MESSAGE_BYTES_MAX: Final = 1_048_588
 
 PAYMENTS_RETENTION_MS: Final = 7 * DAY_MS

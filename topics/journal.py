@@ -14,12 +14,13 @@ True
 import msgspec
 from msgspec import Struct
 
+from topics.limits import INTAKE_BYTES_MAX
 from topics.payment import Payment
 
 LAYOUT = 1
 BLOCK_ITEMS_MAX = 500
 BLOCK_BYTES_MAX = 262_144
-RAW_BYTES_MAX = 65_536
+RAW_BYTES_MAX = INTAKE_BYTES_MAX
 RAW_EXCERPT_BYTES = 1_024
 OUTPUTS_PER_ITEM_MAX = 256
 assert BLOCK_BYTES_MAX + RAW_BYTES_MAX < 1_000_000, "a block must fit the journals' max.message.bytes with room to grow"

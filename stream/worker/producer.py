@@ -50,7 +50,6 @@ class WorkerProducer:
         self._prefix = prefix
         self._failed = failed
         self._names: dict[str, str] = {}
-        self._callbacks: dict[tuple[int, int], Delivered] = {}
         self.waits = 0
 
     async def send(self, runner: PartitionRunner, sends: Sequence[Send]) -> None:
