@@ -74,6 +74,8 @@ METRICS: Final[dict[str, Meaning]] = {
     "model": Meaning("info", "The model's version in force.", ("partition", "version")),
     "model_age_seconds": Meaning("gauge", "Since the version in force was published.", ("partition",)),
     "model_decides": Meaning("gauge", "1: the model has a say; 0: rules alone decide.", ("partition",)),
+    "model_refused": Meaning("gauge", "1: the latest version cannot score; the one before decides.", ("partition",)),
+    "engine": Meaning("gauge", "The engine in force; more than one while a marker is on its way.", ("partition",)),
     "policy_enforced": Meaning("gauge", "1: mode enforce; 0: shadow.", ("partition",)),
     "labels": Meaning("counter", "Labels by what became of them.", ("outcome",)),
     "updates": Meaning("counter", "Updates by what became of them.", ("outcome",)),

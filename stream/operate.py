@@ -12,9 +12,10 @@ from stream.broker.topic_admin import Created, await_leaders, create_topics, des
 from stream.errors import ConfigurationError, OperatorError
 from stream.rules.policy import Policy
 from stream.settings import Settings
+from stream.version import ENGINE_FIRST, ENGINE_VERSION
 from stream.worker.control_log import ControlLog
 from topics.catalogue import catalogue
-from topics.control import ControlKind, Init, Rates, Skip, encode_control
+from topics.control import ControlKind, Engine, Init, Rates, Skip, encode_control
 from topics.limits import LIMITS_DEFAULT, Limits, contradictions
 
 SOURCES = ("payments", "updates", "labels")
@@ -88,6 +89,8 @@ def initialise(
         control.close()
     offsets = _start_offsets(settings, start)
     if not existed:
+        if ENGINE_VERSION != ENGINE_FIRST:
+            write_control(settings, "engine", Engine(engine=ENGINE_VERSION), by=by, why=why)
         if limits != LIMITS_DEFAULT:
             write_control(settings, "settings", limits, by=by, why=why)
         if base_currency is not None:

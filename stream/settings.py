@@ -99,6 +99,9 @@ class Settings(BaseSettings):
         return {
             "bootstrap.servers": self.bootstrap,
             "client.id": f"fraudstream-{socket.gethostname()}",
+            # Brokers that are away come back within seconds; the default would look for them every ten.
+            "reconnect.backoff.ms": 100,
+            "reconnect.backoff.max.ms": 1_000,
         } | self.security()
 
 

@@ -40,6 +40,7 @@ app.command("features", epilog=features.EPILOG)(features.command)
 app.command("mode", epilog='Example: fraud mode enforce --by ana --why "two weeks in the shadow were fine"')(
     operate.mode
 )
+app.command("engine", epilog='Example: fraud engine 1 --by ana --why "back to the release before"')(operate.engine)
 app.command("skip", epilog='Example: fraud skip terminal-journal 2 4711 --by ana --why "issue 12"')(operate.skip_record)
 
 

@@ -1,4 +1,4 @@
-"""`fraud init | mode | skip`: what an operator says to a deployment, through `control`."""
+"""`fraud init | mode | engine | skip`: what an operator says to a deployment, through `control`."""
 
 import getpass
 import sys
@@ -16,6 +16,8 @@ from stream.errors import OperatorError
 from stream.operate import Start, initialise, skip, write_control
 from stream.rules.errors import RulesRefused
 from stream.rules.policy import DEFAULT_POLICY, Policy, decode_policy
+from stream.version import ENGINE_OLDEST, ENGINE_VERSION
+from topics.control import Engine
 from topics.limits import LIMITS_DEFAULT
 
 ByOption = Annotated[str, typer.Option("--by", help="Who says so. Default: the user of this machine.")]
@@ -90,6 +92,29 @@ def mode(
         _print_json({"mode": mode, "offset": offset})
     else:
         Console().print(f"{mode}, from control@{offset} on.")
+
+
+def engine(
+    engine: Annotated[int, typer.Argument(min=ENGINE_OLDEST, max=ENGINE_VERSION, help="One that this release holds.")],
+    by: Annotated[str, typer.Option("--by", help="Who says so.")],
+    why: Annotated[str, typer.Option("--why", help="For what reason; compliance will ask.")],
+    bootstrap: BootstrapOption = None,
+    prefix: PrefixOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let another engine decide, from the moment that a marker reaches each partition.
+
+    Upwards: when every worker runs a release that holds it. Back: before the first worker runs the older release.
+    """
+    settings = known_settings(bootstrap=bootstrap, prefix=prefix)
+    try:
+        offset = write_control(settings, "engine", Engine(engine=engine), by=by, why=why)
+    except OperatorError as error:
+        _fail(error)
+    if as_json:
+        _print_json({"engine": engine, "offset": offset})
+    else:
+        Console().print(f"Engine {engine}, from control@{offset} on.")
 
 
 def skip_record(

@@ -17,11 +17,16 @@ from stream.model.pairs import COARSE, LEVELS, PAIR_STRIDE, keys_of
 
 FORMAT = 1
 ENCODED_BYTES_MAX = 65_536
+NUMBER_MAX = 1e9  # of weights and scalars: so no sum of them overflows, and no score is NaN
 LOGIT_MAX = 30.0  # beyond it a float64 probability says no more, and its complement loses its digits
 
 
 class Corrupt(Exception):
     """These bytes are no model version. The operator must look: a marker was damaged, or written by other code."""
+
+
+class Unsound(Corrupt):
+    """The version is whole, and cannot score: its maker wrote it so. Whoever scores stays with the version before."""
 
 
 @kernel
@@ -113,7 +118,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @staticmethod
     def decode(encoded: bytes) -> "Compiled":
-        """The version of these bytes. Raises Corrupt: not one, another format, wrong hash, wrong sizes, NaN or inf."""
+        """The version of these bytes. Raises Corrupt: another format, wrong hash; Unsound: wrong sizes, NaN."""
         try:
             compiled = msgspec.msgpack.decode(encoded, type=Compiled)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -122,9 +127,11 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return compiled
 
     def check(self) -> None:
-        """Raise Corrupt unless sizes, numbers and hash are those of a version that was built here."""
+        """Raise Corrupt unless the hash is that of the content, and Unsound unless it can score."""
         if self.format != FORMAT:
             raise Corrupt(f"format {self.format}, this code reads {FORMAT}")
+        if self.version != self.expected_version():
+            raise Corrupt(f"version {self.version}, but its content makes {self.expected_version()}")
         pairs = len(self.pairs) // 8
         sizes = (len(self.cuts), len(self.weights), len(self.pairs), len(self.baseline))
         expected = (
@@ -134,7 +141,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             self.features * 8,
         )
         if self.features < 1 or sizes != expected:
-            raise Corrupt(f"{self.features} features need arrays of {expected} bytes, got {sizes}")
+            raise Unsound(f"{self.features} features need arrays of {expected} bytes, got {sizes}")
         numbers = np.concatenate(
             [
                 np.frombuffer(self.weights, np.float64),
@@ -142,16 +149,14 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 np.array([self.intercept, self.slope, self.shift]),
             ]
         )
-        if not np.isfinite(numbers).all():
-            raise Corrupt("a weight is not a finite number")
+        if not (np.abs(numbers) <= NUMBER_MAX).all():  # NaN is not
+            raise Unsound(f"a weight is not a finite number within {NUMBER_MAX:.0e}")
         cuts = self.cut_points
         if np.isnan(cuts).any() or (cuts[:, :-1] > cuts[:, 1:]).any():
-            raise Corrupt("cuts are not in ascending order")
+            raise Unsound("cuts are not in ascending order")
         chosen = np.frombuffer(self.pairs, np.int32)
         if len(chosen) and (chosen.min() < 0 or chosen.max() >= self.features):
-            raise Corrupt("a pair names a feature that is not there")
-        if self.version != self.expected_version():
-            raise Corrupt(f"version {self.version}, but its content makes {self.expected_version()}")
+            raise Unsound("a pair names a feature that is not there")
 
     def expected_version(self) -> str:
         """`offset-hash`: the hash covers all that changes a score, and nothing else."""
@@ -239,7 +244,7 @@ def build(
     slope: float = 1.0,
     shift: float = 0.0,
 ) -> Compiled:
-    """A version from arrays: `cuts` [features, CUTS]. Raises Corrupt if a number is not finite or sizes disagree."""
+    """A version from arrays: `cuts` [features, CUTS]. Raises Unsound if a number is not finite or sizes disagree."""
     compiled = Compiled(
         offset=offset,
         version="",

@@ -167,7 +167,7 @@ class AccountStage:
         self._slots_max = slots_max
         self.windows = EntityWindows(plain=plain)
         self.meaning = Meaning(state)
-        self._answers = Answerer(partition=partition, decision_partitions=decision_partitions)
+        self._answers = Answerer(self.meaning, partition=partition, decision_partitions=decision_partitions)
         self.counts: Counter[str] = Counter()
         kept = state.get(keys.TABLE_GLOBALS)
         self._globals = _Globals([], 0, 0, 0, -1) if kept is None else msgspec.msgpack.decode(kept, type=_Globals)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import msgspec
 
 from stream.features import FEATURES_VERSION
+from stream.stages.control import Meaning
 from stream.stages.keys import partition_of, partition_of_origin
 from stream.stages.stage import Header, Outbox, Step, origin_n
-from stream.version import ENGINE_VERSION
 from topics.cards import any_card_number
 from topics.dead_letter import dead_letter_headers, dead_letter_of
 from topics.decision import Decision, Origin, Position, Versions
@@ -41,7 +41,8 @@ def clean_traceparent(text: str | None) -> str | None:
 class Answerer:
     """Writes answers to decisions, details and dead letters. `partition`: of the journal in which they are decided."""
 
-    def __init__(self, *, partition: int, decision_partitions: int) -> None:
+    def __init__(self, meaning: Meaning, *, partition: int, decision_partitions: int) -> None:
+        self._meaning = meaning
         self._partition = partition
         self._decision_partitions = decision_partitions
 
@@ -97,7 +98,7 @@ class Answerer:
                 verdict="refused",
                 origin=Origin("payments", delivery.partition, delivery.offset),
                 position=Position(self._partition, step.offset, origin_n(step, 0)),
-                versions=Versions(engine=ENGINE_VERSION, features=FEATURES_VERSION),
+                versions=Versions(engine=self._meaning.engine, features=FEATURES_VERSION),
                 tenant_id=about.tenant_id,
                 payment_id=about.payment_id,
                 account_id=about.account_id,

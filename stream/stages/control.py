@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
+from stream.errors import OperatorError
 from stream.features import ENTITY_FEATURES, FEATURES_VERSION, PAYMENT_FEATURES
 from stream.model.compiled import Compiled, Corrupt
 from stream.rules.compiled import compile_rules
@@ -15,7 +16,7 @@ from stream.rules.ruleset import decode_ruleset
 from stream.stages import keys
 from stream.stages.stage import Outbox, Record, Step
 from stream.stages.state import State
-from stream.version import ENGINE_VERSION
+from stream.version import ENGINE_FIRST, ENGINE_OLDEST, ENGINE_VERSION
 from topics.catalogue import JOURNALS_OF_KIND
 from topics.control import Control, ControlKind, Engine, Init, Rates, Skip, encode_control, parse_control, payload_as
 from topics.journal import OUTPUTS_PER_ITEM_MAX, Marker
@@ -35,14 +36,30 @@ RATE_UNIT = 10**9
 BASE_DEFAULT = Rates(base="EUR", nano_base_per_minor={})
 
 
+class OtherEngine(OperatorError):
+    """The journal is decided by an engine that this release does not hold."""
+
+    def __init__(self, engine: int) -> None:
+        held = f"{ENGINE_OLDEST} to {ENGINE_VERSION}"
+        super().__init__(
+            f"engine {engine} is in force here, and this release holds {held}. Operator: run a release that holds it; "
+            f"skip nothing"
+        )
+
+
 class Meaning:
-    """The settings in force at this place of a journal: limits, and the rates by which amounts become comparable."""
+    """The settings in force at this place of a journal: the engine, limits, and the rates by which amounts compare.
+
+    Raises `OtherEngine` where an engine is in force, or set, that this release does not hold.
+    """
 
     def __init__(self, state: State) -> None:
         self._state = state
-        limits, rates = state.get_many([keys.TABLE_MARKER + b"settings", keys.TABLE_MARKER + b"rates"])
+        kinds = (b"settings", b"rates", b"engine")
+        limits, rates, engine = state.get_many([keys.TABLE_MARKER + kind for kind in kinds])
         self.limits = LIMITS_DEFAULT if limits is None else msgspec.json.decode(limits, type=Limits)
         self._rates = BASE_DEFAULT if rates is None else msgspec.json.decode(rates, type=Rates)
+        self.engine = _held(ENGINE_FIRST if engine is None else int(engine))
 
     def apply(self, marker: Marker) -> None:
         """Take what a record sets. Raises if it cannot be read: it stops the partition, as every such marker does."""
@@ -52,6 +69,9 @@ class Meaning:
         elif marker.kind == "rates":
             self._rates = payload_as(control_of(marker), Rates)
             self._state.put(keys.TABLE_MARKER + b"rates", msgspec.json.encode(self._rates))
+        elif marker.kind == "engine":
+            self.engine = _held(payload_as(control_of(marker), Engine).engine)
+            self._state.put(keys.TABLE_MARKER + b"engine", b"%d" % self.engine)
 
     def base_amount(self, payment: Payment) -> int:
         """The amount in minor units of the base currency, -1 where no rate is known: nothing is guessed."""
@@ -62,6 +82,12 @@ class Meaning:
             return payment.billing_amount
         rate = rates.nano_base_per_minor.get(payment.currency)
         return -1 if rate is None else payment.amount * rate // RATE_UNIT
+
+
+def _held(engine: int) -> int:
+    if not ENGINE_OLDEST <= engine <= ENGINE_VERSION:
+        raise OtherEngine(engine)
+    return engine
 
 
 class ModelPayload(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -117,9 +143,9 @@ def refused_because(record: Control) -> str | None:
             payload_as(record, Skip)
         elif record.kind == "init":
             payload_as(record, Init)
-        elif record.kind == "engine" and payload_as(record, Engine).engine > ENGINE_VERSION:
-            return f"this release holds engines up to {ENGINE_VERSION}"
-    except (msgspec.MsgspecError, RulesRefused) as error:
+        elif record.kind == "engine":
+            _held(payload_as(record, Engine).engine)
+    except (msgspec.MsgspecError, RulesRefused, OtherEngine) as error:
         return str(error)
     return None
 

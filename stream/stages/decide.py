@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from stream.features import (
     FEATURES_VERSION,
+    MODEL_FEATURES,
     MODEL_NAMES,
     assemble,
     payment_features,
 )
-from stream.model.compiled import Compiled
+from stream.model.compiled import Compiled, Unsound
 from stream.rules.compiled import CompiledRules, compile_rules
 from stream.rules.default import DEFAULT_RULES
 from stream.rules.policy import (
@@ -33,11 +34,10 @@ from stream.rules.policy import (
 from stream.rules.reasons import reason_codes
 from stream.rules.ruleset import canonical_bytes, decode_ruleset
 from stream.stages import keys
-from stream.stages.control import FULL_NAMES, ModelPayload, control_of
+from stream.stages.control import FULL_NAMES, Meaning, ModelPayload, control_of
 from stream.stages.model_reasons import MODEL_REASONS
 from stream.stages.stage import Step, origin_n
 from stream.stages.state import State
-from stream.version import ENGINE_VERSION
 from topics.control import payload_as
 from topics.decision import Decision, Origin, Position, Versions
 from topics.details import DecisionDetails, RuleHit
@@ -65,13 +65,19 @@ class Decided(NamedTuple):
 
 
 class Decider:
-    """The model, the rules and the policy in force at this place of the journal. One writer: the stage."""
+    """The model, the rules and the policy in force at this place of the journal. One writer: the stage.
 
-    def __init__(self, state: State, *, partition: int) -> None:
+    `refused_model`: the latest version, if it cannot score, and why; the one before it decides on. Else empty.
+    """
+
+    def __init__(self, state: State, meaning: Meaning, *, partition: int) -> None:
         self._state = state
+        self._meaning = meaning
         self._partition = partition
         self._payment_features = payment_features
-        model, rules, policy = state.get_many([keys.TABLE_MARKER + kind for kind in (b"model", b"rules", b"policy")])
+        kinds = (b"model", b"rules", b"policy", b"refused model")
+        model, rules, policy, refused = state.get_many([keys.TABLE_MARKER + kind for kind in kinds])
+        self.refused_model = (refused or b"").decode()
         self.model: Compiled | None = None if model is None else Compiled.decode(model)
         self.rules: CompiledRules = compile_rules(DEFAULT_RULES if rules is None else decode_ruleset(rules), FULL_NAMES)
         self.policy: Policy = DEFAULT_POLICY if policy is None else decode_policy(policy)
@@ -80,9 +86,7 @@ class Decider:
     def apply(self, marker: Marker) -> None:
         """Take what a control record sets. Raises if it cannot be read, or a model's hash does not match."""
         if marker.kind == "model":
-            payload = payload_as(control_of(marker), ModelPayload)
-            self.model = Compiled.decode(payload.compiled)
-            self._state.put(keys.TABLE_MARKER + b"model", payload.compiled)
+            self._take_model(payload_as(control_of(marker), ModelPayload))
         elif marker.kind == "rules":
             ruleset = decode_ruleset(bytes(control_of(marker).payload))
             self.rules = compile_rules(ruleset, FULL_NAMES)
@@ -90,9 +94,23 @@ class Decider:
         elif marker.kind == "policy":
             self.policy = decode_policy(bytes(control_of(marker).payload))
             self._state.put(keys.TABLE_MARKER + b"policy", policy_bytes(self.policy))
-        else:
+        elif marker.kind != "engine":
             return
         self._set_versions()
+
+    def _take_model(self, payload: ModelPayload) -> None:
+        refused = ""
+        try:
+            model = Compiled.decode(payload.compiled)
+            if model.features != len(MODEL_FEATURES):
+                raise Unsound(f"it scores rows of {model.features} features, and ours have {len(MODEL_FEATURES)}")
+            self.model = model
+            self._state.put(keys.TABLE_MARKER + b"model", payload.compiled)
+        except Unsound as error:
+            refused = f"{payload.version}: {error}"
+        if refused != self.refused_model:
+            self.refused_model = refused
+            self._state.put(keys.TABLE_MARKER + b"refused model", refused.encode())
 
     @property
     def model_has_say(self) -> bool:
@@ -109,7 +127,7 @@ class Decider:
         }
         self._limits = {verdict: value for verdict, value in thresholds.items() if value is not None}
         self._versions = Versions(
-            engine=ENGINE_VERSION,
+            engine=self._meaning.engine,
             features=FEATURES_VERSION,
             model=None if model is None else model.version,
             rules=self.rules.version,

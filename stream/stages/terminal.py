@@ -89,8 +89,8 @@ class TerminalStage:
         self._details = details
         self.windows = EntityWindows(plain=plain)
         self.meaning = Meaning(state)
-        self.decider = Decider(state, partition=partition)
-        self._answers = Answerer(partition=partition, decision_partitions=decision_partitions)
+        self.decider = Decider(state, self.meaning, partition=partition)
+        self._answers = Answerer(self.meaning, partition=partition, decision_partitions=decision_partitions)
         self.counts: Counter[str] = Counter()
         self.answered_at_ms: list[int] = []
         kept = state.get(keys.TABLE_GLOBALS)

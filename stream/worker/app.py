@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from stream import self_check
 from stream.broker.topic_admin import describe_topics, id_bytes
@@ -73,7 +73,29 @@ ACKS_S_MAX = 2.0  # how long one partition may keep the others' checkpoints wait
 ASK_AGAIN_S = 2.0
 WATCH_EVERY_S = 20.0
 QUERY_S = 10.0
+PASSING = frozenset(  # what a broker that is away, or just back, says
+    {
+        KafkaError._TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.REQUEST_TIMED_OUT,
+    }
+)
 LATENCY_BUCKETS_S = np.array([0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0])
+
+
+def _warn_of_model(host: Host) -> None:
+    stage = None if host.runner is None else host.runner.stage
+    if isinstance(stage, TerminalStage) and stage.decider.refused_model:
+        model = stage.decider.model
+        log.error(
+            "%s[%d]: MODEL REFUSED, it cannot score: %s; %s. Operator: look what the learner has learned",
+            *host.tp,
+            stage.decider.refused_model,
+            "rules alone decide" if model is None else f"{model.version} decides on",
+        )
 
 
 def _batches(records: list[Record], *, bytes_max: int) -> Iterator[list[Record]]:
@@ -326,7 +348,7 @@ class Worker:
 
     async def _start(self, tp: TP, host: Host) -> None:
         committed = (await self.membership.committed([tp])).get(tp)
-        low, high = await asyncio.to_thread(self._watermarks, tp)
+        low, high = await self._watermarks(tp, host)
         if self.hosts.get(tp) is not host:
             return
         begin = self.control_log.start_offset(host.tp.topic, host.tp.partition) if host.tp.topic in FOREIGN else 0
@@ -341,11 +363,18 @@ class Worker:
         log.info("%s[%d]: from offset %d of [%d, %d), group at %d", *host.tp, runner.next_offset, low, high, below)
         self.membership.fetcher.start(tp, runner.next_offset, host.epoch)
 
-    def _watermarks(self, tp: TP) -> tuple[int, int]:
-        try:
-            return self._query.get_watermark_offsets(TopicPartition(*tp), timeout=QUERY_S)
-        except KafkaException as error:
-            raise StateError(f"no answer for the offsets of {tp.topic}[{tp.partition}]: {error}") from error
+    async def _watermarks(self, tp: TP, host: Host) -> tuple[int, int]:
+        """Asked again for as long as the partition is ours: a broker that is away comes back."""
+        ask = partial(self._query.get_watermark_offsets, TopicPartition(*tp), timeout=QUERY_S)
+        while True:
+            try:
+                return await asyncio.to_thread(ask)
+            except KafkaException as error:
+                cause = error.args[0]
+                if cause.code() not in PASSING or self.hosts.get(tp) is not host:
+                    raise StateError(f"no answer for the offsets of {tp.topic}[{tp.partition}]: {error}") from error
+                log.warning("asking for the offsets of %s[%d] again: %s", *host.tp, cause.str())
+                await asyncio.sleep(ASK_AGAIN_S)
 
     # ---- working ----
 
@@ -587,6 +616,7 @@ class Worker:
                 now = self.topology.ids
             for tp, host in list(self.hosts.items()):
                 if host.status is Status.RUNNING:
+                    _warn_of_model(host)
                     try:
                         self._same_topic(host, now)
                     except StateError as error:

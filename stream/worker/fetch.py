@@ -507,8 +507,8 @@ def librdkafka_options(settings: FetchSettings) -> dict[str, str | int | bool]:
         "fetch.queue.backoff.ms": 5,
         "queued.min.messages": settings.queued_records_min,
         "queued.max.messages.kbytes": settings.queued_kbytes_max,
-        "reconnect.backoff.ms": 200,
-        "reconnect.backoff.max.ms": 2_000,
+        "reconnect.backoff.ms": 100,
+        "reconnect.backoff.max.ms": 1_000,
         "socket.nagle.disable": True,
         **settings.security,
     }

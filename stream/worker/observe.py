@@ -337,6 +337,8 @@ class Observer:
         decider = stage.decider
         yield Sample("policy_enforced", decider.policy.mode == "enforce", (partition,))
         yield Sample("model_decides", decider.model_has_say, (partition,))
+        yield Sample("model_refused", bool(decider.refused_model), (partition,))
+        yield Sample("engine", stage.meaning.engine, (partition,))
         model = decider.model
         if model is None:
             return
