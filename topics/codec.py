@@ -26,6 +26,7 @@ from topics.label import Label
 from topics.limits import Limits
 from topics.payment import SCHEMA_VERSION, TENANT_DEFAULT, Payment, References
 from topics.refusals import Cause, Refusal
+from topics.undecodable import UNDECODABLE
 from topics.update import Update
 
 
@@ -67,7 +68,6 @@ _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 
 _MAP16: Final = 0xDE
 _EPOCH_MS_13: Final = 10**12
-_UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _TAIL_RESPOND_BY: Final = b"\xaarespond_by"
 _TAIL_ATTEMPT: Final = b"\xa7attempt"
 
@@ -95,7 +95,7 @@ def parse_payment(raw: bytes | None, limits: Limits) -> Parsed | Refusal:
         return _parse_payment_carefully(raw, limits)
     try:
         payment = _decode_payment(raw)
-    except _UNDECODABLE:
+    except UNDECODABLE:
         return _parse_payment_carefully(raw, limits)
     if payment.tenant_id is not TENANT_DEFAULT and payment.tenant_id == TENANT_DEFAULT:
         payment = _with_default_tenant(payment)
@@ -149,7 +149,7 @@ def _look_closer(raw: bytes, limits: Limits, keys: frozenset[str], times: int) -
         return -1
     try:
         tree = _decode_any(raw)
-    except _UNDECODABLE:
+    except UNDECODABLE:
         return -1
     if not _is_unique(raw, tree) or (not _proves_text(raw, times) and _holds_suspect(tree, b"\\" in raw)):
         return -1
@@ -237,7 +237,7 @@ def _parse(raw: bytes | None, limits: Limits, decode: Any, keys: frozenset[str])
         try:
             value = decode(raw)
             _check_money(value, limits)
-        except (*_UNDECODABLE, _Refused):
+        except (*UNDECODABLE, _Refused):
             return _parse_carefully(raw, limits, decode, keys)
         if (
             value.schema_version <= SCHEMA_VERSION

@@ -87,7 +87,10 @@ def parse_control(raw: bytes | None) -> Control | Refusal:
 
 def payload_as(control: Control, type_: type[T]) -> T:
     """The payload as its kind's Struct. Raises `msgspec.MsgspecError`."""
-    return msgspec.json.decode(control.payload, type=type_)
+    try:
+        return msgspec.json.decode(control.payload, type=type_)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def encode_control(**fields: Any) -> bytes:

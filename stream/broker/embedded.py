@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from stream.broker.errors import BrokerFailed
 from stream.broker.kafka_home import KafkaHome, new_cluster_id, server_command
@@ -31,6 +31,16 @@ PORT_TRIES_MAX = 3
 PORT_TAKEN = "Address already in use"
 
 
+class Quorum(NamedTuple):
+    """The servers of a cluster. `controller_ports`: by node id, all on loopback."""
+
+    controller_ports: Mapping[int, int]
+    cluster_id: str
+
+    def node_of(self, controller_port: int) -> int:
+        return next(node for node, port in self.controller_ports.items() if port == controller_port)
+
+
 class EmbeddedBroker:
     """A Kafka server that is broker and controller, and never outlives this process.
 
@@ -44,6 +54,7 @@ class EmbeddedBroker:
         *,
         port: int | None = None,
         controller_port: int | None = None,
+        quorum: Quorum | None = None,
         properties: Mapping[str, str] | None = None,
         security: BrokerSecurity | None = None,
         heap_mb: int = HEAP_MB,
@@ -51,12 +62,14 @@ class EmbeddedBroker:
     ) -> None:
         """`port`, `controller_port`: fixed ones; None: free ones. `properties` win over ours.
 
+        `quorum`: of which this server is one (`cluster.py`); both ports must be given then. None: it is alone.
         `security`: None lets everybody on this machine in.
         """
         self._temporary = directory is None
         self.home = KafkaHome((directory or Path(tempfile.mkdtemp(prefix="fraudstream-kafka-"))).absolute())
         self._wanted_ports = (port, controller_port)
         self._ports: tuple[int, int] | None = None
+        self._quorum = quorum
         self._properties = dict(properties or {})
         self.security = security
         self._heap_mb = heap_mb
@@ -144,32 +157,44 @@ class EmbeddedBroker:
             signal_group(self.pid, signal.SIGCONT)
 
     def _boot(self) -> None:
+        self.launch()
+        self.await_answers()
+
+    def launch(self) -> None:
+        """Starts the server, and does not wait for it: in a quorum it answers only when most of its peers run."""
         broker_port, controller_port = self._choose_ports()
         node = self._node()
+        quorum = self._quorum or Quorum({node.node_id: controller_port}, new_cluster_id())
         if listens(broker_port):
             # Else the probe would take the other program's answers, or its silence, for Kafka's.
             raise BrokerFailed(f"another program listens on {node.bootstrap} ({PORT_TAKEN})")
         security = self.security
         self.home.write_properties(
             server_properties(
-                node, {node.node_id: controller_port}, security=None if security is None else security.properties()
+                node, quorum.controller_ports, security=None if security is None else security.properties()
             )
         )
-        self.home.format(new_cluster_id())
+        self.home.format(quorum.cluster_id)
         self._process = GuardedProcess(
             server_command(self.home, heap_mb=self._heap_mb),
             console=self.home.console,
             remove=self.home.directory if self._temporary else None,
         )
+
+    def await_answers(self) -> None:
+        """Returns when clients are answered. Raises `BrokerFailed` with the end of the server's log."""
+        assert self._process is not None, "launch it first"
+        node, security = self._node(), self.security
         give_up_at_s = time.monotonic() + self._start_timeout_s
         while not answers(node.bootstrap, None if security is None else security.client()):
             if self._process.exit_code is not None:
                 raise BrokerFailed(
-                    f"Kafka on port {broker_port} ended with code {self._process.exit_code}.\n{self.home.tail()}"
+                    f"Kafka on port {node.broker_port} ended with code {self._process.exit_code}.\n{self.home.tail()}"
                 )
             if time.monotonic() > give_up_at_s:
                 raise BrokerFailed(
-                    f"Kafka on port {broker_port} did not answer in {self._start_timeout_s:.0f} s.\n{self.home.tail()}"
+                    f"Kafka on port {node.broker_port} did not answer in {self._start_timeout_s:.0f} s.\n"
+                    f"{self.home.tail()}"
                 )
             time.sleep(PROBE_EVERY_S)
         if security is not None:
@@ -185,7 +210,7 @@ class EmbeddedBroker:
         if self._ports is None:
             raise BrokerFailed("the broker has no address before its first start: call start(), or use `with`")
         return Node(
-            node_id=1,
+            node_id=1 if self._quorum is None else self._quorum.node_of(self._ports[1]),
             broker_port=self._ports[0],
             controller_port=self._ports[1],
             data_dir=self.home.data,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stream.bits import fixed_vectors, kernel, sigmoid
 from stream.model.bins import CUTS, QUANTILES, STRIDE, bin_of
 from stream.model.pairs import COARSE, LEVELS, PAIR_STRIDE, keys_of
+from topics.undecodable import UNDECODABLE
 
 FORMAT = 1
 ENCODED_BYTES_MAX = 65_536
@@ -121,7 +122,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """The version of these bytes. Raises Corrupt: another format, wrong hash; Unsound: wrong sizes, NaN."""
         try:
             compiled = msgspec.msgpack.decode(encoded, type=Compiled)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNDECODABLE as error:
             raise Corrupt(f"not a model version: {error}") from error
         compiled.check()
         return compiled

@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from stream.errors import OperatorError
 from stream.stages.stage import Record
+from topics.undecodable import UNDECODABLE
 
 MAGIC: Final = b"fraudstream journal 1\n"
 SUFFIX: Final = ".journal.zst"
@@ -110,7 +111,7 @@ class JournalReader:
             raise JournalDamaged(f"{path}: not a journal of this layout")
         try:
             self.head = _decode_head(self._take(self._length()))
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             raise JournalDamaged(f"{path}: its head: {error}") from error
 
     def records(self) -> Iterator[Record]:
@@ -118,7 +119,7 @@ class JournalReader:
         while (length := self._length()) != END:
             try:
                 offset, at_ms, key, value, headers = _decode_record(self._take(length))
-            except msgspec.MsgspecError as error:
+            except UNDECODABLE as error:
                 raise JournalDamaged(f"{self.path}: record {count}: {error}") from error
             yield Record(offset, at_ms, key, value, tuple(headers))
             count += 1

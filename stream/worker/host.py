@@ -15,8 +15,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from stream.runner.errors import StepFailed, Unreadable
 from stream.runner.partition import META_KEY, Checkpoint, PartitionRunner, Reseek, Send, read_meta
 from stream.stages.keys import TABLE_PENDING
@@ -24,6 +22,7 @@ from stream.stages.stage import Journal, Record, Stage
 from stream.stages.state import State
 from stream.worker.fetch import TP
 from stream.worker.store import RocksStore, StoreCorrupt, StoreError, StoreMemory, set_aside
+from topics.undecodable import UNDECODABLE
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +122,7 @@ class Host:
     def _next_offset(store: RocksStore) -> int | None:
         try:
             meta = read_meta(store.get_many([META_KEY])[0])
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             raise StoreCorrupt(f"{store.directory}: its offset cannot be read: {error}") from error
         return None if meta is None else meta.next_offset
 

@@ -36,6 +36,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from stream.errors import FraudstreamError
 from stream.worker.store import RocksStore, StoreFull
+from topics.undecodable import UNDECODABLE
 
 T = TypeVar("T")
 
@@ -258,7 +259,7 @@ def decode_manifest(body: bytes, sha256: str, stage: str, partition: int) -> Man
         raise SnapshotTorn(f"manifest {sha256[:12]}: its bytes do not have the digest of its name")
     try:
         manifest = msgspec.json.decode(body, type=Manifest)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise SnapshotTorn(f"manifest {sha256[:12]}: {error}") from error
     if manifest.layout != MANIFEST_LAYOUT:
         raise SnapshotTorn(f"manifest {sha256[:12]}: layout {manifest.layout}, this release reads {MANIFEST_LAYOUT}")

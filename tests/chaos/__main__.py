@@ -16,15 +16,16 @@ RESULTS = HERE / "results.jsonl"
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from chaos_check import Checked, verify  # noqa: E402
-from chaos_deployment import Deployment  # noqa: E402
-from chaos_faults import AGAIN, FAULTS  # noqa: E402
+from chaos_deployment import AnyBroker, Deployment  # noqa: E402
+from chaos_faults import AGAIN, BROKERS, FAULTS  # noqa: E402
+from chaos_faults_broker import THREE  # noqa: E402, F401  (registers its faults)
 from chaos_faults_log import POINTS  # noqa: E402, F401  (registers its faults)
+from chaos_faults_version import ENGINE  # noqa: E402, F401  (registers its faults)
 
-from stream.broker.embedded import EmbeddedBroker  # noqa: E402
 from stream.reconcile import reconcile  # noqa: E402
 
 
-def try_fault(name: str, payments: int, seed: int, broker: EmbeddedBroker, directory: Path) -> dict[str, Any]:
+def try_fault(name: str, payments: int, seed: int, broker: AnyBroker, directory: Path) -> dict[str, Any]:
     """One fault under load, and what it left behind. `failed`: why the run is no good; empty if it is."""
     deployment = Deployment(broker, directory, f"{name}-{os.getpid()}-{seed}.", seed)
     began_s = time.monotonic()
@@ -33,6 +34,7 @@ def try_fault(name: str, payments: int, seed: int, broker: EmbeddedBroker, direc
         deployment.begin()
         evidence = FAULTS[name](deployment, payments)
         deployment.until_answered()
+        deployment.settle()
         codes = deployment.stop_workers()
         if any(codes):
             failed.append(f"workers ended with {codes}")
@@ -107,7 +109,7 @@ def run(name: str, payments: int, seed: int, keep: Path | None, record: Path | N
     """One fault on a broker of its own; whatever goes wrong is in `failed`."""
     directory = keep or Path(tempfile.mkdtemp(prefix="fraudstream-chaos-"))
     try:
-        with EmbeddedBroker() as broker:
+        with BROKERS[name](directory) as broker:
             result = try_fault(name, payments, seed, broker, directory)
     except Exception as error:
         traceback.print_exc()

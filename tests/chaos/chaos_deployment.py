@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ import msgspec
 from chaos_load import DAY_MS, Load, Wanted
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
+from stream.broker.cluster import EmbeddedCluster
 from stream.broker.embedded import EmbeddedBroker
 from stream.broker.topic_admin import describe_topics, id_bytes
 from stream.operate import initialise
@@ -36,10 +38,17 @@ PARTITIONS = 2
 COMMAND = (sys.executable, "-c", "from stream.cli.main import main; main()")
 ANSWER_S_MAX = 300.0  # without any new answer: the run has failed
 Place = tuple[int, int]
+AnyBroker = EmbeddedBroker | EmbeddedCluster
 
 
 class ChaosError(Exception):
     """The deployment did not do what the fault's script needs."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _die_with_parent() -> None:
@@ -57,6 +66,8 @@ class WorkerProcess:
         self.state = self.directory / "state"
         self.log = self.directory / "worker.log"
         self.directory.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self.started_s = 0.0
         self.exit_codes: list[int] = []
         self.stop_seconds: list[float] = []
         self._command = command
@@ -65,13 +76,14 @@ class WorkerProcess:
 
     def start(self, **environment: str) -> None:
         assert not self.alive
+        self.started_s = time.time()
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
                 [*self._command, "--state-dir", str(self.state)],
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,
-                env={**os.environ, **self._environment, **environment},
+                env={**os.environ, "FRAUD_METRICS_PORT": str(self.port), **self._environment, **environment},
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
@@ -117,6 +129,32 @@ class WorkerProcess:
         self.exit_codes.append(code)
         return code
 
+    def page(self, path: str) -> str:
+        """What it says of itself over HTTP; empty if it does not answer."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+                return answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.read().decode()
+        except OSError:
+            return ""
+
+    def gauges(self, name: str) -> list[float]:
+        """The values of one metric over all its labels."""
+        found = re.findall(rf"^fraudstream_{name}(?:\{{[^}}]*\}})? (\S+)$", self.page("/metrics"), re.MULTILINE)
+        return [float(value) for value in found]
+
+    @property
+    def settled(self) -> bool:
+        """A member, and none of its partitions is still opening."""
+        page = self.page("/ready")
+        if not page:
+            return False
+        told = msgspec.json.decode(page)
+        if told.get("generation", -1) < 0 or told["group_changing"]:
+            return False
+        return not told["opening"] and not told["waiting"]
+
     def log_text(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
@@ -145,6 +183,7 @@ class Watcher(threading.Thread):
         self.expected: dict[int, list[int]] = defaultdict(list)
         self._next: dict[int, int] = defaultdict(int)
         self._answered: dict[int, set[int]] = defaultdict(set)
+        self.engines: Counter[str] = Counter()
         self.refused: dict[Place, str] = {}
         self.answers = 0
         self.moments: list[Moment] = []
@@ -175,6 +214,7 @@ class Watcher(threading.Thread):
                 self.answers += 1
                 self._answered[int(origin[1])].add(int(origin[2]))
                 value = message.value() or b""
+                self.engines[value.partition(b'"engine":')[2][:1].decode()] += 1
                 if b'"refused"' in value:
                     answer = msgspec.json.decode(value)
                     if answer["outcome"] == "refused":
@@ -287,7 +327,7 @@ class Feed(threading.Thread):
 class Deployment:
     """`directory`: for states, logs and snapshots. Workers get `settings` by the environment."""
 
-    broker: EmbeddedBroker
+    broker: AnyBroker
     directory: Path
     prefix: str
     seed: int
@@ -407,6 +447,10 @@ class Deployment:
             max((m.answered_s - m.at_s for m in self.watcher.moments if m.answered_s is not None), default=0.0), 1
         )
 
+    def settle(self) -> None:
+        """Until every worker that lives has opened what it owns."""
+        self.until(lambda: all(worker.settled for worker in self.workers if worker.alive), "partitions are open", 180)
+
     def stop_workers(self) -> list[int]:
         return [worker.terminate() for worker in self.workers if worker.alive]
 
@@ -420,22 +464,6 @@ class Deployment:
             for start, group in re.findall(r"from offset (\d+) of \[\d+, \d+\), group at (\d+)", worker.log_text()):
                 total += max(0, int(group) - int(start))
         return total
-
-    @staticmethod
-    def free_port() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return probe.getsockname()[1]
-
-    def lag_records(self, port: int) -> float:
-        """The sum over all partitions, as a worker's metrics say; infinite if they do not."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-                text = answer.read().decode()
-        except OSError:
-            return float("inf")
-        found = re.findall(r"^fraudstream_lag_records\{[^}]*\} (\S+)$", text, re.MULTILINE)
-        return sum(map(float, found)) if found else float("inf")
 
     def refused(self) -> int:
         return len(self.watcher.refused)

@@ -8,21 +8,33 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from chaos_deployment import ChaosError, Deployment, WorkerProcess
+from chaos_deployment import AnyBroker, ChaosError, Deployment, WorkerProcess
 from chaos_load import Load, Mix
+
+from stream.broker.embedded import EmbeddedBroker
 
 Evidence = dict[str, Any]
 Fault = Callable[[Deployment, int], Evidence]
+Brokers = AbstractContextManager[AnyBroker]
 FAULTS: dict[str, Fault] = {}
+BROKERS: dict[str, Callable[[Path], Brokers]] = {}
 AGAIN = "again"
 
 
-def fault(name: str) -> Callable[[Fault], Fault]:
+def one_broker(_directory: Path) -> Brokers:
+    return EmbeddedBroker()
+
+
+def fault(name: str, brokers: Callable[[Path], Brokers] = one_broker) -> Callable[[Fault], Fault]:
+    """`brokers`: makes those on which it is tried, given a directory."""
+
     def register(function: Fault) -> Fault:
         FAULTS[name] = function
+        BROKERS[name] = brokers
         return function
 
     return register
@@ -36,8 +48,16 @@ def rate_for(payments: int, seconds: float, most: float = 2_000.0) -> float:
 def two_workers(deployment: Deployment) -> list[WorkerProcess]:
     """Two members that share the partitions."""
     workers = [deployment.worker("a"), deployment.worker("b")]
-    deployment.until(lambda: all(worker.count(r"added [1-9]\d* partitions") for worker in workers), "two members", 120)
+    deployment.until(lambda: all(worker.count(r"added [1-9]\d* partitions") for worker in workers), "two members", 180)
+    deployment.settle()
     return workers
+
+
+def one_worker(deployment: Deployment, **environment: Any) -> WorkerProcess:
+    """A member that owns everything, before the load begins."""
+    worker = deployment.worker("a", **environment)
+    deployment.settle()
+    return worker
 
 
 def alive(worker: WorkerProcess) -> None:
@@ -106,7 +126,7 @@ def broker_kill(deployment: Deployment, payments: int) -> Evidence:
         time.sleep(deployment.rng.uniform(2.0, 5.0))
         deployment.broker.kill()
         began_s = time.monotonic()
-        time.sleep(deployment.rng.uniform(5.0, 15.0))
+        time.sleep(deployment.rng.uniform(5.0, 15.0) if payments < 1_000_000 else 60.0)
         deployment.broker.start()
         away_s += time.monotonic() - began_s
         deployment.until_recovered(deployment.watcher.mark("the broker is back"))
@@ -121,8 +141,8 @@ def broker_kill(deployment: Deployment, payments: int) -> Evidence:
 def join_leave(deployment: Deployment, payments: int) -> Evidence:
     """Workers join and leave (SIGTERM) every few seconds."""
     times = min(40, max(4, payments // 10_000))
-    (steady,) = [deployment.worker("steady")]
-    deployment.until(lambda: steady.count("added [1-9]") > 0, "a member")
+    steady = deployment.worker("steady")
+    deployment.settle()
     feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 12.0 * times))
     deployment.until_answering()
     guests = [deployment.worker("guest-1", start=False), deployment.worker("guest-2", start=False)]
@@ -134,7 +154,10 @@ def join_leave(deployment: Deployment, payments: int) -> Evidence:
             if code:
                 raise ChaosError(f"SIGTERM ended in {code}: {guest.log_text()[-2_000:]}")
         else:
+            begun = guest.count("_App.: Starting")
             guest.start()
+            # Before that it is a Python that loads modules, and SIGTERM ends it as it ends any.
+            deployment.until(lambda guest=guest, begun=begun: guest.count("_App.: Starting") > begun, "it begins", 60)
         time.sleep(deployment.rng.uniform(2.0, 8.0))
     feed.join()
     alive(steady)
@@ -145,8 +168,8 @@ def join_leave(deployment: Deployment, payments: int) -> Evidence:
 @fault("state-deleted")
 def state_deleted(deployment: Deployment, payments: int) -> Evidence:
     """The whole state directory of a killed worker is gone; it comes back from snapshots and journals."""
-    worker = deployment.worker("a")
-    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 20.0))
+    worker = one_worker(deployment)
+    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 40.0))
     deployment.until_answering()
     deployment.until(lambda: any(deployment.snapshot_path.glob("terminal-journal/*/manifests/*")), "a snapshot")
     time.sleep(deployment.rng.uniform(1.0, 4.0))
@@ -162,7 +185,7 @@ def state_deleted(deployment: Deployment, payments: int) -> Evidence:
 @fault("flip")
 def flip(deployment: Deployment, payments: int) -> Evidence:
     """A byte flipped in the SSTs, the write-ahead log or the manifest of stores, after a SIGKILL."""
-    worker = deployment.worker("a")
+    worker = one_worker(deployment)
     feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 45.0))
     deployment.until_answering()
     flipped: dict[str, int] = {}
@@ -205,6 +228,7 @@ def disk_full(deployment: Deployment, payments: int) -> Evidence:
     worker = deployment.worker("a", start=False)
     worker.use_state(mount / "state")
     worker.start()
+    deployment.settle()
     feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 40.0))
     deployment.until_answering()
     time.sleep(3)
@@ -242,7 +266,7 @@ def snapshot_unreachable(deployment: Deployment, payments: int) -> Evidence:
     """The snapshot store cannot be written for a while, nor read when a worker starts."""
     deployment.snapshot_path.parent.mkdir(exist_ok=True)
     deployment.snapshot_path.write_text("a file where a directory should be")
-    worker = deployment.worker("a")
+    worker = one_worker(deployment)
     feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 25.0))
     deployment.until_answering()
     deployment.until(lambda: worker.count("no snapshot of") > 0, "it says so", 60)
@@ -261,7 +285,7 @@ def snapshot_unreachable(deployment: Deployment, payments: int) -> Evidence:
 @fault("snapshot-torn")
 def snapshot_torn(deployment: Deployment, payments: int) -> Evidence:
     """Of the newest snapshots files are cut, flipped or missing; a worker without state must take older ones."""
-    worker = deployment.worker("a", FRAUD_SNAPSHOT_EVERY_S="2")
+    worker = one_worker(deployment, FRAUD_SNAPSHOT_EVERY_S="2")
     feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 60.0))
     deployment.until_answering()
     where = deployment.snapshot_path

@@ -10,7 +10,7 @@ from typing import Any
 
 from chaos_check import read_topic
 from chaos_deployment import COMMAND, ROOT, ChaosError, Deployment, Feed, WorkerProcess
-from chaos_faults import AGAIN, Evidence, alive, fault, rate_for, two_workers
+from chaos_faults import AGAIN, Evidence, alive, fault, one_worker, rate_for, two_workers
 from chaos_load import Load, Mix, Wanted
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -42,7 +42,7 @@ def fraud(deployment: Deployment, *words: str) -> str:
 def journal_trimmed(deployment: Deployment, payments: int) -> Evidence:
     """An old backup of the state comes back, and the journal does not reach back to it any more."""
     deployment.snapshots = False
-    worker = deployment.worker("a")
+    worker = one_worker(deployment)
     deployment.feed(Load(payments // 3, deployment.seed), rate=rate_for(payments, 15.0))
     deployment.until_answered()
     worker.terminate()
@@ -59,7 +59,8 @@ def journal_trimmed(deployment: Deployment, payments: int) -> Evidence:
     end = records[0][-1].offset + 1
     deployment.saved["terminal-journal", 0] = (deployment.topic_id("terminal-journal"), records[0])
     cut = TopicPartition(name, 0, end - 1)
-    for done in AdminClient(deployment.client).delete_records([cut]).values():
+    admin = AdminClient(deployment.client)  # a name of its own: without one it is gone before its futures are done
+    for done in admin.delete_records([cut]).values():
         done.result(60)
     worker.start()
     deployment.until(lambda: worker.count(r"terminal-journal\[0\] STOPPED.*the log begins at") > 0, "it refuses", 60)
@@ -87,7 +88,7 @@ def journal_trimmed(deployment: Deployment, payments: int) -> Evidence:
 @fault("topic-recreated")
 def topic_recreated(deployment: Deployment, payments: int) -> Evidence:
     """The terminal journal is deleted and made again, under a running worker: nothing is decided from it."""
-    worker = deployment.worker("a")
+    worker = one_worker(deployment)
     deployment.feed(Load(payments // 2, deployment.seed), rate=rate_for(payments, 15.0))
     deployment.until_answered()
     topic_id = deployment.topic_id("terminal-journal")
@@ -123,9 +124,9 @@ def topic_recreated(deployment: Deployment, payments: int) -> Evidence:
 @fault("group-offsets-reset")
 def group_offsets_reset(deployment: Deployment, payments: int) -> Evidence:
     """An operator sets the group's offsets to the end, then to the beginning; local state is lost as well."""
-    worker = deployment.worker("a")
+    worker = one_worker(deployment)
     evidence: Evidence = {"bit": AGAIN}
-    deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 30.0))
+    deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 60.0))
     deployment.until_answering()
     for where in ("end", "beginning"):
         deployment.until(lambda: any(deployment.snapshot_path.glob("terminal-journal/*/manifests/*")), "a snapshot")
@@ -230,11 +231,16 @@ class TransactionalFeed(Feed):
                 self._watcher.expected[partition].append(offset)
 
 
+def lag_records(worker: WorkerProcess) -> float:
+    """The sum over all partitions, as its metrics say; infinite if they do not."""
+    found = worker.gauges("lag_records")
+    return sum(found) if found else float("inf")
+
+
 @fault("compressions")
 def compressions(deployment: Deployment, payments: int) -> Evidence:
     """Producers with transactions, committed and aborted, in lz4, zstd, snappy and gzip; a SIGKILL in between."""
-    port = deployment.free_port()
-    worker = deployment.worker("a", FRAUD_METRICS_PORT=str(port))
+    worker = one_worker(deployment)
     feed = TransactionalFeed(
         deployment.client,
         deployment.prefix,
@@ -250,7 +256,7 @@ def compressions(deployment: Deployment, payments: int) -> Evidence:
     worker.kill()
     worker.start()
     deployment.until_answered()
-    deployment.until(lambda: deployment.lag_records(port) == 0, "no lag is left", 60)
+    deployment.until(lambda: lag_records(worker) == 0, "no lag is left", 60)
     return {
         "committed": feed.committed,
         "aborted": feed.aborted,
@@ -264,7 +270,7 @@ def compressions(deployment: Deployment, payments: int) -> Evidence:
 def apply_raises(deployment: Deployment, payments: int) -> Evidence:
     """A payment on which the terminal stage raises: its partition stops, until an operator skips the record."""
     deployment.command = FAULTY
-    worker = deployment.worker("a", CHAOS_RAISE_AMOUNT=str(RAISE_AMOUNT))
+    worker = one_worker(deployment, CHAOS_RAISE_AMOUNT=str(RAISE_AMOUNT))
     deployment.feed(Load(payments // 2, deployment.seed), rate=rate_for(payments, 15.0))
     deployment.until_answering()
     bomb = (
@@ -303,6 +309,7 @@ def clock_wrong(deployment: Deployment, payments: int) -> Evidence:
     """One worker's clock is an hour ahead, then an hour behind, and partitions move between it and another."""
     deployment.command = FAULTY
     right, wrong = deployment.worker("right"), deployment.worker("wrong", start=False)
+    deployment.settle()
     deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 25.0))
     deployment.until_answering()
     off: list[int] = []
@@ -344,7 +351,7 @@ WORKER_POINTS = (
 
 def crash_at_points(deployment: Deployment, payments: int, points: list[str], seconds: float) -> Evidence:
     deployment.command = FAULTY
-    worker = deployment.worker("a")
+    worker = one_worker(deployment)
     deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, seconds))
     deployment.until_answering()
     fired: list[str] = []

@@ -47,6 +47,7 @@ class Load:
     payments: int
     seed: int
     mix: Mix = field(default_factory=Mix)
+    accounts: int | None = None  # each pays in its turn; None: some pay more than others
 
     def __iter__(self) -> Iterator[Wanted]:
         rng = random.Random(self.seed)
@@ -65,7 +66,8 @@ class Load:
             if now_ms >= clock_at_ms:
                 yield Wanted("labels", b"", msgspec.json.encode({"kind": "clock", "observed_at": clock_at_ms}))
                 clock_at_ms += CLOCK_EVERY_MS
-            account = f"a{int(rng.random() ** 2 * accounts)}"
+            drawn = int(rng.random() ** 2 * accounts)
+            account = f"a{drawn if self.accounts is None else i % self.accounts}"
             fraud = rng.random() < mix.frauds
             event_ms = now_ms
             draw = rng.random()

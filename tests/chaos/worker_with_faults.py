@@ -2,6 +2,7 @@
 
 CHAOS_RAISE_AMOUNT=N        the terminal stage raises on a payment of that amount
 CHAOS_CLOCK_S=N             `time.time` is off by so many seconds
+CHAOS_ENGINE=2              a release that holds engine 2 as well: it asks for a challenge where 7 divides the amount
 CHAOS_CRASH=point:n[:topic] the process ends, as by SIGKILL, when that point is passed for the n-th time
 """
 
@@ -21,6 +22,9 @@ if CLOCK_S:
     time.time = lambda: true_time() + CLOCK_S  # before anything takes a reference
 
 from stream.cli.main import main  # noqa: E402
+from stream.rules.policy import CHALLENGE  # noqa: E402
+from stream.stages import control  # noqa: E402
+from stream.stages.decide import Decider  # noqa: E402
 from stream.stages.terminal import TerminalStage  # noqa: E402
 from stream.worker import app  # noqa: E402
 from stream.worker.fetch import TP  # noqa: E402
@@ -37,6 +41,24 @@ def raise_on(amount: int) -> None:
         inner(self, steps, out)
 
     TerminalStage.apply = apply
+
+
+def hold_engine_2() -> None:
+    """This process is a release that holds engines 1 and 2. What decides is the marker in the journal."""
+    if control.ENGINE_VERSION == 2:
+        return
+    control.ENGINE_VERSION = 2
+    inner = Decider.decide
+
+    def decide(self: Decider, payments: Any, *arguments: Any) -> Any:
+        decided = inner(self, payments, *arguments)
+        if self._meaning.engine == 2:
+            for i, payment in enumerate(payments):
+                if payment.amount % 7 == 0:
+                    decided.verdict[i] = max(decided.verdict[i], CHALLENGE)
+        return decided
+
+    Decider.decide = decide
 
 
 def crash_at(point: str, times: int, topic: str | None) -> None:
@@ -65,6 +87,8 @@ def crash_at(point: str, times: int, topic: str | None) -> None:
 if __name__ == "__main__":
     if "CHAOS_RAISE_AMOUNT" in os.environ:
         raise_on(int(os.environ["CHAOS_RAISE_AMOUNT"]))
+    if os.environ.get("CHAOS_ENGINE") == "2":
+        hold_engine_2()
     if "CHAOS_CRASH" in os.environ:
         where, count, *of = os.environ["CHAOS_CRASH"].split(":")
         crash_at(where, int(count), of[0] if of else None)

@@ -1,0 +1,149 @@
+"""Faults of the brokers: a leader of three is killed, all of them, and one whose disk is full."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from chaos_deployment import ChaosError, Deployment
+from chaos_faults import Evidence, alive, fault, one_worker, rate_for, two_workers
+from chaos_load import Load
+
+from stream.broker.cluster import EmbeddedCluster
+from stream.broker.embedded import EmbeddedBroker
+from stream.broker.topic_admin import describe_topics
+
+SMALL_MB = 600
+COMPLAINTS = "is tried again after|fetching goes on after|topics cannot be looked at|asking for"
+
+
+def THREE(directory: Path) -> EmbeddedCluster:  # noqa: N802  (a constant, but for its argument)
+    return EmbeddedCluster(directory / "kafka")
+
+
+@contextmanager
+def small_disk(directory: Path, megabytes: int) -> Generator[Path]:
+    """A directory on a tmpfs of that size."""
+    if os.geteuid() != 0:
+        raise ChaosError("a small tmpfs needs root here")
+    mount = directory / "small"
+    mount.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(mount)], check=True)
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", "-l", str(mount)], check=False)
+
+
+def fill(filler: Path) -> None:
+    """Leaves not a byte on that disk."""
+    with open(filler, "wb", buffering=0) as out:
+        for size in (1 << 20, 1 << 12, 1):
+            try:
+                while True:
+                    out.write(bytes(size))
+            except OSError:
+                continue
+
+
+@contextmanager
+def on_a_small_disk(directory: Path) -> Generator[EmbeddedBroker]:
+    with small_disk(directory, SMALL_MB) as mount, EmbeddedBroker(mount / "kafka") as broker:
+        yield broker
+
+
+def leader_of(deployment: Deployment, topic: str) -> int | None:
+    """The node that leads partition 0; None while nobody does."""
+    name = deployment.prefix + topic
+    found = describe_topics(deployment.client, [name])[name].partitions[0].leader
+    return None if found is None or found.id < 0 else found.id
+
+
+def in_sync(deployment: Deployment) -> int:
+    """The least number of replicas in sync, over all topics of ours."""
+    names = [deployment.prefix + topic for topic in ("payments", "account-journal", "terminal-journal", "decisions")]
+    described = describe_topics(deployment.client, names)
+    return min(len(partition.isr) for topic in described.values() for partition in topic.partitions)
+
+
+def quietly(look: Callable[[], bool]) -> Callable[[], bool]:
+    """False where the brokers do not answer."""
+
+    def looked() -> bool:
+        try:
+            return look()
+        except Exception:
+            return False
+
+    return looked
+
+
+@fault("leader-kill", THREE)
+def leader_kill(deployment: Deployment, payments: int) -> Evidence:
+    """Three brokers, replication 3, two in sync at least. SIGKILL the leader of a journal; then all three at once."""
+    cluster = deployment.broker
+    assert isinstance(cluster, EmbeddedCluster)
+    times = min(5, max(2, payments // 100_000))
+    workers = two_workers(deployment)
+    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 60.0 * times))
+    deployment.until_answering()
+    elections_s: list[float] = []
+    for _ in range(times):
+        deployment.until(quietly(lambda: in_sync(deployment) == len(cluster.nodes)), "all replicas in sync", 120)
+        time.sleep(deployment.rng.uniform(1.0, 3.0))
+        leader = leader_of(deployment, "terminal-journal")
+        if leader is None:
+            raise ChaosError("nobody leads")
+        cluster.nodes[leader].kill()
+
+        def another(killed: int = leader) -> bool:
+            return leader_of(deployment, "terminal-journal") not in (None, killed)
+
+        elections_s.append(round(deployment.until(quietly(another), "another leads", 60), 1))
+        deployment.until_recovered(deployment.watcher.mark("another leads"))
+        cluster.nodes[leader].start()
+    deployment.until(quietly(lambda: in_sync(deployment) == len(cluster.nodes)), "all replicas in sync", 120)
+    began_s = time.monotonic()
+    cluster.kill()
+    time.sleep(60.0 if payments >= 1_000_000 else 15.0)
+    cluster.start()
+    deployment.until(quietly(lambda: leader_of(deployment, "terminal-journal") is not None), "somebody leads", 120)
+    away_s = time.monotonic() - began_s
+    deployment.until_recovered(deployment.watcher.mark("a leader is back"))
+    feed.join()
+    for worker in workers:
+        alive(worker)
+    felt = deployment.logged(COMPLAINTS)
+    return {
+        "leaders_killed": times,
+        "another_led_after_s": elections_s,
+        "all_away_s": round(away_s, 1),
+        "complaints": felt,
+        "bit": felt > 0,
+    }
+
+
+@fault("broker-disk-full", on_a_small_disk)
+def broker_disk_full(deployment: Deployment, payments: int) -> Evidence:
+    """The broker's disk fills up, so it halts; there is room again, and it is started."""
+    broker = deployment.broker
+    assert isinstance(broker, EmbeddedBroker)
+    worker = one_worker(deployment)
+    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 60.0))
+    deployment.until_answering()
+    time.sleep(deployment.rng.uniform(3.0, 6.0))
+    complaints = worker.count(COMPLAINTS)
+    filler = broker.home.directory.parent / "filler"
+    fill(filler)
+    halted_s = deployment.until(lambda: not broker.running, "the broker halts", 90)
+    said_s = deployment.until(lambda: worker.count(COMPLAINTS) > complaints, "the worker says so", 30)
+    time.sleep(5)
+    filler.unlink()
+    broker.kill()  # what is left of it
+    broker.start()
+    deployment.until_recovered(deployment.watcher.mark("the broker is back"))
+    feed.join()
+    alive(worker)
+    return {"halted_after_s": round(halted_s, 1), "said_after_s": round(said_s, 1), "bit": True}
