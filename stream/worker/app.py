@@ -86,18 +86,6 @@ PASSING = frozenset(  # what a broker that is away, or just back, says
 LATENCY_BUCKETS_S = np.array([0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0])
 
 
-def _warn_of_model(host: Host) -> None:
-    stage = None if host.runner is None else host.runner.stage
-    if isinstance(stage, TerminalStage) and stage.decider.refused_model:
-        model = stage.decider.model
-        log.error(
-            "%s[%d]: MODEL REFUSED, it cannot score: %s; %s. Operator: look what the learner has learned",
-            *host.tp,
-            stage.decider.refused_model,
-            "rules alone decide" if model is None else f"{model.version} decides on",
-        )
-
-
 def _batches(records: list[Record], *, bytes_max: int) -> Iterator[list[Record]]:
     """`records` in pieces of about `bytes_max`, each of one record at least."""
     start = size = 0
@@ -616,7 +604,6 @@ class Worker:
                 now = self.topology.ids
             for tp, host in list(self.hosts.items()):
                 if host.status is Status.RUNNING:
-                    _warn_of_model(host)
                     try:
                         self._same_topic(host, now)
                     except StateError as error:
@@ -639,12 +626,26 @@ class Worker:
                 runner = host.runner
                 if host.status is not Status.RUNNING or runner is None:
                     continue
-                if isinstance(runner.stage, TerminalStage) and runner.stage.due_left:
-                    self.producer.tick(TERMINAL_JOURNAL, host.tp.partition, tick_block(now_ms))
+                if isinstance(runner.stage, TerminalStage):
+                    self._say_refused(host, runner.stage)
+                    if runner.stage.due_left:
+                        self.producer.tick(TERMINAL_JOURNAL, host.tp.partition, tick_block(now_ms))
                 due = time.monotonic() - last_s >= self.settings.tick_every_s
                 if host.tp.topic == EXAMPLES and due and runner.next_offset > ticked_at + 1:
                     self.producer.tick(EXAMPLES, 0, tick_block(now_ms))
                     last_s, ticked_at = time.monotonic(), runner.next_offset
+
+    def _say_refused(self, host: Host, stage: TerminalStage) -> None:
+        """Once for each version that cannot score."""
+        refused, model = stage.decider.refused_model, stage.decider.model
+        if refused and refused != host.said_refused:
+            log.error(
+                "%s[%d]: MODEL REFUSED, it cannot score: %s; %s. Operator: look what the learner has learned",
+                *host.tp,
+                refused,
+                "rules alone decide" if model is None else f"{model.version} decides on",
+            )
+        host.said_refused = refused
 
     async def _snapshots(self) -> None:
         url = self.settings.snapshot_url

@@ -69,6 +69,7 @@ class Host:
         self.checkpointed_steps = 0
         self.restored_offset = -1
         self.reapplied = 0
+        self.said_refused = ""  # the model version that cannot score, when it has been logged
         self._memory = memory
         self._build = build
         self._internal = internal

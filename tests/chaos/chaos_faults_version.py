@@ -64,7 +64,7 @@ def nan_model(deployment: Deployment, payments: int) -> Evidence:
     """A version whose hash is right and whose weights are NaN: rules alone decide, later the last good version."""
     worker = one_worker(deployment)
     publish(deployment, spoilt(0))
-    deployment.until(lambda: worker.count("MODEL REFUSED.*rules alone decide") > 0, "it says so", 60)
+    deployment.until(lambda: worker.count("MODEL REFUSED.*rules alone decide") > 0, "it says so", 30)
     said = worker.gauges("model_refused")
     feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 60.0))
     deployment.until(lambda: newest_model(deployment) is not None, "a version is published", 120)
@@ -74,10 +74,10 @@ def nan_model(deployment: Deployment, payments: int) -> Evidence:
         assert good is not None
         publish(deployment, spoilt(good.offset + 1))
         time.sleep(1)
-        if sum(worker.gauges("model_refused")) > 0:
+        if worker.count("MODEL REFUSED.*decides on"):
             break
     moment = deployment.watcher.mark("NaN")
-    deployment.until(lambda: worker.count("MODEL REFUSED.*decides on") > 0, "it says so again", 60)
+    deployment.until(lambda: worker.count("MODEL REFUSED.*decides on") > 0, "it says so again", 5)
     worker.kill()  # what was refused must be known after a restart, too
     worker.start()
     deployment.until_recovered(moment)

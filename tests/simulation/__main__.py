@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--mutants", action="store_true", help="also patch the source, and see whether it is found out")
     parser.add_argument("--digests", action="store_true", help="print a hash of each seed's log")
     parser.add_argument("--stop", action="store_true", help="stop at the first failure")
+    parser.add_argument("--record", action="store_true", help="append the summary to tests/simulation/results.jsonl")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args()
     failures: list[int] = []
@@ -70,6 +71,9 @@ def main() -> int:
         "seeds_per_second": round(ran / seconds, 2),
         "silent_crash_points": silent,
     }
+    if options.record:
+        with open(Path(__file__).parent / "results.jsonl", "a", encoding="utf-8") as out:
+            out.write(json.dumps({"seed": options.seed, **summary}) + "\n")
     print(json.dumps(summary) if options.json else summary)
     return 1 if failures or survivors or silent else 0
 
