@@ -124,6 +124,7 @@ class Membership:
         self._ticket: tuple[str, int] | None = None  # member id and generation under which `_owned` is held
         self._joining = False
         self._held = False
+        self._held_since_s = 0.0
         self._committing: asyncio.Lock | None = None
         self._busy: dict[str, Round] = {}
         self._idle: asyncio.Event | None = None
@@ -311,9 +312,15 @@ class Membership:
             added = tps - kept
             self._owned |= added
             self._joining = False
+            held_s = time.monotonic() - self._held_since_s if self._held else 0.0
             self._release_hold()
             log.info(
-                "generation %d: kept %d, lost %d, added %d partitions", ticket[1], len(kept), len(lost), len(added)
+                "generation %d: kept %d, lost %d, added %d partitions, held for %.1f s",
+                ticket[1],
+                len(kept),
+                len(lost),
+                len(added),
+                held_s,
             )
             await self._guarded(self._on_assigned, added)
 
@@ -353,6 +360,8 @@ class Membership:
 
     async def _quiesce(self) -> None:
         assert self._idle is not None
+        if not self._held:
+            self._held_since_s = time.monotonic()
         self._held = True
         if self._busy:
             self._idle.clear()

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -23,6 +24,7 @@ Brokers = AbstractContextManager[AnyBroker]
 FAULTS: dict[str, Fault] = {}
 BROKERS: dict[str, Callable[[Path], Brokers]] = {}
 AGAIN = "again"
+HELD_S_MAX = 10.0
 
 
 def one_broker(_directory: Path) -> Brokers:
@@ -162,7 +164,15 @@ def join_leave(deployment: Deployment, payments: int) -> Evidence:
     feed.join()
     alive(steady)
     moved = steady.count("lost [1-9]")
-    return {"joins_and_leaves": times, "generations_with_losses": moved, "bit": moved > 0}
+    held_s = [float(found) for found in re.findall(r"kept [1-9].* held for (\S+) s", steady.log_text())]
+    if max(held_s, default=0.0) > HELD_S_MAX:
+        raise ChaosError(f"partitions that stayed were held for {max(held_s)} s")
+    return {
+        "joins_and_leaves": times,
+        "generations_with_losses": moved,
+        "longest_hold_of_kept_partitions_s": max(held_s, default=0.0),
+        "bit": moved > 0 and bool(held_s),
+    }
 
 
 @fault("state-deleted")
