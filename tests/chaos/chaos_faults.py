@@ -23,6 +23,7 @@ Fault = Callable[[Deployment, int], Evidence]
 Brokers = AbstractContextManager[AnyBroker]
 FAULTS: dict[str, Fault] = {}
 BROKERS: dict[str, Callable[[Path], Brokers]] = {}
+NOT_RUN_AGAIN: set[str] = set()
 AGAIN = "again"
 HELD_S_MAX = 10.0
 
@@ -31,12 +32,16 @@ def one_broker(_directory: Path) -> Brokers:
     return EmbeddedBroker()
 
 
-def fault(name: str, brokers: Callable[[Path], Brokers] = one_broker) -> Callable[[Fault], Fault]:
-    """`brokers`: makes those on which it is tried, given a directory."""
+def fault(
+    name: str, brokers: Callable[[Path], Brokers] = one_broker, *, rerun: bool = True
+) -> Callable[[Fault], Fault]:
+    """`brokers`: makes those on which it is tried, given a directory. `rerun`: the journals are run again off-line."""
 
     def register(function: Fault) -> Fault:
         FAULTS[name] = function
         BROKERS[name] = brokers
+        if not rerun:
+            NOT_RUN_AGAIN.add(name)
         return function
 
     return register

@@ -155,9 +155,12 @@ SLOWEST_RESTORE_S = 60.0
 NOTHING_BAD = Mix(poison=0.0, repeats=0.0, disorder=0.0, frauds=0.0)
 
 
-@fault("restore")
+@fault("restore", rerun=False)
 def restore(deployment: Deployment, payments: int) -> Evidence:
-    """As many accounts as payments. SIGKILL to the first answer on the same disk; and without it, from a snapshot."""
+    """As many accounts as payments. SIGKILL to the first answer on the same disk; and without it, from a snapshot.
+
+    Answers are compared among themselves only: to run so much again would take longer than all else.
+    """
     worker = one_worker(deployment, FRAUD_SNAPSHOT_EVERY_S="20", FRAUD_SESSION_TIMEOUT_S="10")
     load = Load(payments, deployment.seed, NOTHING_BAD, accounts=payments)
     deployment.feed(load, rate=8_000.0)
