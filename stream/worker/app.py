@@ -66,6 +66,7 @@ ACK_POLL_S = 0.002
 BATCH_BYTES = 512 << 10  # of one step: some thousand payments, a tenth of a second
 CHECKPOINT_PAUSE_S_MAX = 10.0
 HOLD_S_MAX = 8.0
+LEAVE_HOLD_S_MAX = 4.0  # at SIGTERM: the rest of the ten seconds is for the group and the stores
 DUE_TICK_S = 0.25
 FULL_RETRY_S = 2.0
 FULL_ROOM_BYTES = 16 << 20  # a memtable: what a checkpoint may need before it can be flushed
@@ -219,9 +220,10 @@ class Worker:
                     await asyncio.to_thread(host.close)
 
     async def _hold(self, _owned: set[TP]) -> None:
+        held_s_max = LEAVE_HOLD_S_MAX if self.membership.leaving else HOLD_S_MAX
         try:
-            async with asyncio.timeout(HOLD_S_MAX), self._checkpointing:
-                await self._checkpoint(list(self.hosts.values()), HOLD_S_MAX / 2)
+            async with asyncio.timeout(held_s_max), self._checkpointing:
+                await self._checkpoint(list(self.hosts.values()), held_s_max / 2)
         except (TimeoutError, CommitFenced, StoreError) as error:
             log.warning(
                 "left without a last checkpoint (%s): the next owner repeats from the one before",

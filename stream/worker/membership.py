@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 COMMIT_HELD_S = 5.0  # for a commit that meets transient errors while the group waits for us
 COMMIT_AGAIN_S = 0.1
-LEAVE_S = 4.0  # for the group's coordinator to take our leave, before the session timeout does it
+LEAVE_S = 3.0  # for the group's coordinator to take our leave, before the session timeout does it
 ALIVE_EVERY_S = 1.0
 EXIT_FAILED = 1
 EXIT_STUCK = 70  # the shutdown itself hung
@@ -78,7 +78,7 @@ class MembershipSettings:
     heartbeat_s: float = 1.0  # also how soon a member learns that the group is changing
     rebalance_s: float = 30.0
     stalled_s: float = 60.0
-    shutdown_s: float = 10.0
+    shutdown_s: float = 9.0  # from SIGTERM to the end, whatever hangs
     metadata_age_s: float = 30.0  # a new partition is seen after so long
     web_port: int | None = None  # Faust's own pages, on 127.0.0.1; None: off
 
@@ -131,6 +131,7 @@ class Membership:
         self._turn: asyncio.Lock | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._left = False
+        self.leaving = False
         self._fetcher: Fetcher | None = None
         self.failure: BaseException | None = None
 
@@ -328,6 +329,7 @@ class Membership:
         """SIGTERM: running rounds finish, then `on_hold` and `on_revoked` for all; the consumer leaves after that."""
         if self._turn is None:
             return  # the start failed
+        self.leaving = True
         self._consumer.hurry()
         async with self._turn:
             if self._left:
