@@ -145,7 +145,7 @@ def verify(
             store = MemoryStore()
             runner = build_runner(Journal(topic, topic_id, partition), store, partitions)
             runner.skips = skips.get((ids[topic], partition), set())
-            best = None if states is None else _furthest(topic, partition, states)
+            best = None if states is None else furthest(topic, partition, states)
             for batch in _batches(records, cut=-1 if best is None else best[0]):
                 sends = runner.step(batch)
                 assert not isinstance(sends, Reseek)
@@ -266,7 +266,7 @@ def _batches(records: list[Record], *, cut: int) -> Iterator[list[Record]]:
         yield batch
 
 
-def _furthest(topic: str, partition: int, states: list[Path]) -> tuple[int, dict[bytes, bytes]] | None:
+def furthest(topic: str, partition: int, states: list[Path]) -> tuple[int, dict[bytes, bytes]] | None:
     """Next offset and content of the copy that is furthest: others were left behind when the partition moved."""
     best: tuple[int, dict[bytes, bytes]] | None = None
     for state in states:

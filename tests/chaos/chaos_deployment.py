@@ -36,7 +36,7 @@ from topics.refusals import Cause
 ROOT = Path(__file__).parents[2]
 PARTITIONS = 2
 COMMAND = (sys.executable, "-c", "from stream.cli.main import main; main()")
-ANSWER_S_MAX = 300.0  # without any new answer: the run has failed
+ANSWER_S_MAX = 150.0  # without any new answer: the run has failed
 Place = tuple[int, int]
 AnyBroker = EmbeddedBroker | EmbeddedCluster
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from chaos_check import read_topic
+from chaos_check import furthest, read_topic
 from chaos_deployment import COMMAND, ROOT, ChaosError, Deployment, Feed, WorkerProcess
 from chaos_faults import AGAIN, Evidence, alive, fault, one_worker, rate_for, two_workers
 from chaos_load import Load, Mix, Wanted
@@ -56,9 +56,11 @@ def journal_trimmed(deployment: Deployment, payments: int) -> Evidence:
     shutil.copytree(old, worker.state)
     name = f"{deployment.prefix}terminal-journal"
     records = read_topic(deployment.client, name)
-    end = records[0][-1].offset + 1
+    best = furthest("terminal-journal", 0, [new])
+    if best is None:
+        raise ChaosError("no state is left of terminal-journal[0]")
     deployment.saved["terminal-journal", 0] = (deployment.topic_id("terminal-journal"), records[0])
-    cut = TopicPartition(name, 0, end - 1)
+    cut = TopicPartition(name, 0, best[0])  # what the newer state has read
     admin = AdminClient(deployment.client)  # a name of its own: without one it is gone before its futures are done
     for done in admin.delete_records([cut]).values():
         done.result(60)
@@ -78,7 +80,7 @@ def journal_trimmed(deployment: Deployment, payments: int) -> Evidence:
     refused.at_s = time.monotonic()
     worker.start()
     return {
-        "records_trimmed": end - 1,
+        "records_trimmed": best[0],
         "held_back": held,
         "others_answered": others,
         "bit": held > 0 and others > 0,
