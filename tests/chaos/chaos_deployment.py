@@ -101,11 +101,13 @@ class WorkerProcess:
         assert self._process is not None
         return self._process.pid
 
-    def kill(self) -> None:
-        """SIGKILL."""
+    def kill(self) -> float:
+        """SIGKILL; the moment."""
+        at_s = time.monotonic()
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+        return at_s
 
     def freeze(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)
@@ -239,10 +241,11 @@ class Watcher(threading.Thread):
                 ):
                     moment.answered_s = now_s
 
-    def mark(self, what: str) -> Moment:
-        """A fault happens now."""
+    def mark(self, what: str, since_s: float | None = None) -> Moment:
+        """A fault happens now, or has lasted since then (`time.monotonic`): what was sent meanwhile counts, too."""
         with self.lock:
-            moment = Moment(what, time.monotonic(), {p: len(offsets) for p, offsets in self.expected.items()})
+            at_s = time.monotonic() if since_s is None else since_s
+            moment = Moment(what, at_s, {p: len(offsets) for p, offsets in self.expected.items()})
             self.moments.append(moment)
             return moment
 

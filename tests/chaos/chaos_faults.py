@@ -188,9 +188,10 @@ def state_deleted(deployment: Deployment, payments: int) -> Evidence:
     deployment.until_answering()
     deployment.until(lambda: any(deployment.snapshot_path.glob("terminal-journal/*/manifests/*")), "a snapshot")
     time.sleep(deployment.rng.uniform(1.0, 4.0))
-    moment = deployment.watcher.mark("state deleted")
-    worker.kill()
+    killed_s = worker.kill()
     shutil.rmtree(worker.state)
+    time.sleep(1)
+    moment = deployment.watcher.mark("state deleted", killed_s)
     worker.start()
     deployment.until_recovered(moment)
     feed.join()
@@ -305,8 +306,7 @@ def snapshot_torn(deployment: Deployment, payments: int) -> Evidence:
     deployment.until_answering()
     where = deployment.snapshot_path
     deployment.until(lambda: len(list(where.glob("terminal-journal/0/manifests/*"))) >= 3, "three snapshots", 120)
-    moment = deployment.watcher.mark("torn")
-    worker.kill()
+    killed_s = worker.kill()
     torn = 0
     for partition in where.glob("*-journal/*"):
         manifests = sorted((partition / "manifests").glob("*"))
@@ -320,6 +320,7 @@ def snapshot_torn(deployment: Deployment, payments: int) -> Evidence:
             newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
         torn += 1
     shutil.rmtree(worker.state)
+    moment = deployment.watcher.mark("torn", killed_s)
     worker.start()
     deployment.until_recovered(moment)
     feed.join()

@@ -133,13 +133,13 @@ def group_offsets_reset(deployment: Deployment, payments: int) -> Evidence:
     for where in ("end", "beginning"):
         deployment.until(lambda: any(deployment.snapshot_path.glob("terminal-journal/*/manifests/*")), "a snapshot")
         time.sleep(deployment.rng.uniform(6.0, 8.0))
-        moment = deployment.watcher.mark(f"reset to the {where}")
-        worker.kill()
+        killed_s = worker.kill()
         reset(deployment, where)
         shutil.rmtree(worker.state)
         for manifests in deployment.snapshot_path.glob("*-journal/*/manifests"):
             for newer in sorted(manifests.iterdir())[1:]:  # so that much is applied again
                 newer.unlink()
+        moment = deployment.watcher.mark(f"reset to the {where}", killed_s)
         worker.start()
         deployment.until_recovered(moment)
         evidence[f"reset_to_the_{where}"] = True
