@@ -20,11 +20,12 @@ ABSENT = 0
 
 LEVELS = 12
 BUFFER = 128
-RESTART_ROWS = 131_072  # then the sketch begins anew, so that it follows the payments of this year
-RENEWAL_ROWS = (100, 500, 2_000, 8_000, 32_000, RESTART_ROWS)
+# After so many rows the bins are renewed and the sketch begins anew (the last number holds for good), so that cuts come
+# from the latest half of all rows: not from the first days, when windows were still empty, and not from years ago.
+RENEWAL_ROWS = (100, 400, 1_500, 2_000, 4_000, 8_000, 16_000, 32_000)
 
 assert len(QUANTILES) < CUTS < STRIDE, "every bin and the absent one have a weight of their own"
-assert BUFFER // 2 * 2 ** (LEVELS - 1) >= RESTART_ROWS, "the sketch restarts before its last compactor is full"
+assert max(RENEWAL_ROWS) <= BUFFER // 2 * 2 ** (LEVELS - 1), "the sketch restarts before its last compactor is full"
 
 
 @kernel

@@ -35,6 +35,13 @@ def _losses(logit: NDArray[np.float64], sign: float, out: NDArray[np.float64]) -
         out[i] = softplus(sign * logit[i])
 
 
+def _mean(change: NDArray[np.float64], weight: NDArray[np.float64]) -> tuple[float, float]:
+    """The weighted mean, and its variance as an estimate. Weights are those of examples that stand for several."""
+    total = float(weight.sum())
+    mean = float((weight * change).sum()) / total
+    return mean, float((weight * weight * (change - mean) ** 2).sum()) / (total * total)
+
+
 def _loss(model: Compiled, rows: NDArray[np.float32], fraud: bool) -> NDArray[np.float64]:
     _, logit = model.score(rows)
     out = np.empty(len(logit))
@@ -50,8 +57,12 @@ def judge(
     legitimate: NDArray[np.float32],
     unlabelled: NDArray[np.float32],
     fraud_share: float,
+    fraud_weights: NDArray[np.float64] | None = None,
+    legitimate_weights: NDArray[np.float64] | None = None,
 ) -> Verdict:
     """Compare two versions on the same rows (float32 [n, features]). `fraud_share`: of all payments, in 0..1.
+
+    Weights: > 0, how many payments a row stands for; None: one each.
 
     Where the active version is none, or not ready, or of other features, any version passes.
     """
@@ -72,11 +83,16 @@ def judge(
         on_legitimate = _loss(active, legitimate, False)
         fraud_change = _loss(new, frauds, True) - on_fraud
         legitimate_change = _loss(new, legitimate, False) - on_legitimate
+        of_fraud = np.ones(len(frauds)) if fraud_weights is None else fraud_weights
+        of_legitimate = np.ones(len(legitimate)) if legitimate_weights is None else legitimate_weights
         rest = 1.0 - fraud_share
-        worse = float(fraud_share * fraud_change.mean() + rest * legitimate_change.mean())
-        spread = fraud_share**2 * fraud_change.var() / len(frauds) + rest**2 * legitimate_change.var() / len(legitimate)
-        deviation = float(np.sqrt(spread))
-        slack = LOSS_SLACK * float(fraud_share * on_fraud.mean() + rest * on_legitimate.mean())
+        fraud_mean, fraud_spread = _mean(fraud_change, of_fraud)
+        legitimate_mean, legitimate_spread = _mean(legitimate_change, of_legitimate)
+        worse = fraud_share * fraud_mean + rest * legitimate_mean
+        deviation = float(np.sqrt(fraud_share**2 * fraud_spread + rest**2 * legitimate_spread))
+        slack = LOSS_SLACK * (
+            fraud_share * _mean(on_fraud, of_fraud)[0] + rest * _mean(on_legitimate, of_legitimate)[0]
+        )
     why = ""
     if worse > DEVIATIONS * deviation + slack:
         why = f"log loss a payment worse by {worse:.2e}, more than {DEVIATIONS} x {deviation:.2e} + {slack:.2e}"

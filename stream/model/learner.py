@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.model.bins import CUTS, RENEWAL_ROWS, RESTART_ROWS, STRIDE, Sketch, SketchState, carried_over
+from stream.model.bins import CUTS, RENEWAL_ROWS, STRIDE, Sketch, SketchState, carried_over
 from stream.model.calibration import Calibration, CalibrationState
 from stream.model.compiled import Compiled, build
 from stream.model.gam import Gam, GamState
@@ -103,6 +103,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     has_cuts: bool
     gate_frauds: RingState
     gate_legitimate: RingState
+    gate_fraud_weights: RingState
+    gate_legitimate_weights: RingState
     recent: RingState
     shares: tuple[float, float]
     sources: dict[str, Source]
@@ -127,6 +129,8 @@ class Learner:
         self.calibration = Calibration()
         self.gate_frauds = Ring(GATE_FRAUDS, n)
         self.gate_legitimate = Ring(GATE_LEGITIMATE, n)
+        self.gate_fraud_weights = Ring(GATE_FRAUDS, 1)
+        self.gate_legitimate_weights = Ring(GATE_LEGITIMATE, 1)
         self.recent = Ring(RECENT_UNLABELLED, n)
         self.shares = (0.0, 0.0)  # running weight of legitimate payments, of frauds
         self.sources: dict[str, Source] = {}
@@ -140,7 +144,7 @@ class Learner:
         """One of the unlabelled hundredth: float32 [features], NaN = absent. Renews the bins when enough have come."""
         self.sketch.add(features)
         self.recent.add(features)
-        if self.sketch.rows in RENEWAL_ROWS:
+        if self.sketch.rows >= RENEWAL_ROWS[min(self.counts.renewals, len(RENEWAL_ROWS) - 1)]:
             self._renew_bins()
 
     def example(
@@ -202,6 +206,8 @@ class Learner:
             legitimate=self.gate_legitimate.rows,
             unlabelled=self.recent.rows,
             fraud_share=frauds / (frauds + legitimate) if frauds + legitimate > 0.0 else 0.0,
+            fraud_weights=self.gate_fraud_weights.rows[:, 0].astype(np.float64),
+            legitimate_weights=self.gate_legitimate_weights.rows[:, 0].astype(np.float64),
         )
         if verdict.why:
             self.counts.held += 1
@@ -251,30 +257,31 @@ class Learner:
                 self.counts.lost += 1
             return
         keys_of(features, self.cuts, self.pairs, COARSE, self._keys)
-        logit = self.gam.learn(self._keys, fraud, weight)
-        self.calibration.add(logit, fraud, weight)
+        self.calibration.add(self.gam.mean_logit(self._keys), fraud, weight)
+        self.gam.learn(self._keys, fraud, weight)
         if weight <= 0.0:
             return
         legitimate, frauds = self.shares
         if fraud:
             self.counts.frauds += 1
             self.gate_frauds.add(features)
+            self.gate_fraud_weights.add(np.array([weight], np.float32))
             self.shares = (legitimate * (1.0 - SHARE_MEMORY), frauds * (1.0 - SHARE_MEMORY) + weight)
         else:
             self.counts.legitimate += 1
             self.gate_legitimate.add(features)
+            self.gate_legitimate_weights.add(np.array([weight], np.float32))
             self.shares = (legitimate + weight, frauds)
 
     def _renew_bins(self) -> None:
         cuts = self.sketch.cuts()
         if self.cuts is not None:
             bins = self.settings.features * STRIDE
-            for per_bin in (self.gam.weights, self.gam.squares):
+            for per_bin in (self.gam.weights, self.gam.squares, self.gam.mean):
                 per_bin[:bins] = carried_over(self.sketch, self.cuts, cuts, per_bin[:bins])
         self.cuts = cuts
         self.counts.renewals += 1
-        if self.sketch.rows == RESTART_ROWS:
-            self.sketch.restart()
+        self.sketch.restart()
         waiting, self.waiting = self.waiting, []
         for example in waiting:
             self._learn(np.frombuffer(example.features, np.float32), example.fraud, example.weight)
@@ -283,7 +290,7 @@ class Learner:
         assert self.cuts is not None
         n = self.settings.features
         baseline = np.zeros(n)
-        mean_contributions(self.recent.rows, self.cuts, self.pairs, COARSE, self.gam.weights, baseline)
+        mean_contributions(self.recent.rows, self.cuts, self.pairs, COARSE, self.gam.mean, baseline)
         slope, shift = self.calibration.fit()
         return build(
             offset=offset,
@@ -291,8 +298,8 @@ class Learner:
             ready=self.counts.frauds >= self.settings.frauds_min and self.counts.legitimate > 0,
             frauds=self.counts.frauds,
             cuts=self.cuts,
-            weights=self.gam.weights,
-            intercept=float(self.gam.intercept[0]),
+            weights=self.gam.mean,
+            intercept=float(self.gam.mean_intercept[0]),
             baseline=baseline,
             pairs=self.pairs,
             slope=slope,
@@ -311,6 +318,8 @@ class Learner:
                 has_cuts=self.cuts is not None,
                 gate_frauds=self.gate_frauds.state(),
                 gate_legitimate=self.gate_legitimate.state(),
+                gate_fraud_weights=self.gate_fraud_weights.state(),
+                gate_legitimate_weights=self.gate_legitimate_weights.state(),
                 recent=self.recent.state(),
                 shares=self.shares,
                 sources=self.sources,
@@ -333,6 +342,8 @@ class Learner:
             learner.cuts = np.frombuffer(state.cuts, np.float32).reshape(-1, CUTS).copy()
         learner.gate_frauds.resume(state.gate_frauds)
         learner.gate_legitimate.resume(state.gate_legitimate)
+        learner.gate_fraud_weights.resume(state.gate_fraud_weights)
+        learner.gate_legitimate_weights.resume(state.gate_legitimate_weights)
         learner.recent.resume(state.recent)
         learner.shares = state.shares
         learner.sources = state.sources

@@ -24,6 +24,7 @@ _label = msgspec.msgpack.Decoder(tuple[int, str | None])
 THROUGH_NO = 1  # declined, voided or expired: the money did not move
 ANSWERED_DECLINE = 2  # in mode enforce, so nothing can be learned from silence
 THROUGH_YES = 4
+NOTABLE = 8  # the model gave it at least NOTABLE_PROBABILITY: silence about it teaches for certain
 
 TAUGHT_NOTHING, TAUGHT_FRAUD, TAUGHT_PROVISIONAL, TAUGHT_LEGITIMATE, TAUGHT_BY_SILENCE = range(5)
 
@@ -64,12 +65,17 @@ def unpack(value: bytes) -> Row:
     return Row(flags, truth, taught, value[_HEAD.size : middle], value[middle:end], label)
 
 
+def weight_of_silence(row: Row, pid: bytes) -> float:
+    """With which weight a payment is learned as legitimate if no label comes; 0: it is left out."""
+    return 1.0 if row.flags & NOTABLE else keep_legitimate(keys.pid64(pid))
+
+
 def what_was_taught(row: Row, pid: bytes) -> tuple[bool, float]:
     """(as fraud, with which weight) a row has been learned; weight 0: not yet."""
     if row.taught == TAUGHT_NOTHING:
         return False, 0.0
     if row.taught == TAUGHT_BY_SILENCE:
-        return False, keep_legitimate(keys.pid64(pid))
+        return False, weight_of_silence(row, pid)
     return row.taught != TAUGHT_LEGITIMATE, 1.0
 
 

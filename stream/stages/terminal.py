@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from stream.errors import InternalError
 from stream.features import ENTITY_FEATURES, ENTITY_INDEX
-from stream.model.sampling import keep_legitimate
+from stream.model.sampling import NOTABLE_PROBABILITY
 from stream.rules.policy import VERDICTS
 from stream.stages import keys, pending
 from stream.stages.account import TERMINAL_JOURNAL
@@ -195,6 +195,8 @@ class TerminalStage:
         features = decided.rows[i]
         key = pending.pending_key(payment.event_time, item.pid)
         flags = pending.ANSWERED_DECLINE if decided.declines(i) and mode != "backfill" else 0
+        if (decided.probability[i] or 0.0) >= NOTABLE_PROBABILITY:
+            flags |= pending.NOTABLE
         entity = b"" if payment.terminal_id is None else keys.entity_key(payment.tenant_id, payment.terminal_id)
         self._state.put(
             key, pending.pack(pending.Row(flags, pending.TAUGHT_NOTHING, pending.TAUGHT_NOTHING, entity, features))
@@ -381,7 +383,7 @@ class TerminalStage:
         row = pending.unpack(value)
         pid = key[9:]
         if row.truth == pending.TAUGHT_NOTHING:
-            weight = keep_legitimate(keys.pid64(pid))
+            weight = pending.weight_of_silence(row, pid)
             if not row.went_through or not weight:
                 return False
             taught, observed_ms, source = pending.TAUGHT_BY_SILENCE, self._label_clock_ms, None

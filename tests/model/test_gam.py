@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.model.gam import Gam
+from stream.model.gam import MEAN_EAGERNESS, MEAN_EVERY, MEAN_HALF_LIFE, Gam
 
 KEYS = st.lists(st.integers(0, 39), min_size=1, max_size=12, unique=True).map(sorted)
 EXAMPLES = st.lists(st.tuples(KEYS, st.booleans(), st.sampled_from([0.5, 1.0, 10.0, -1.0])), max_size=60)
@@ -48,3 +48,32 @@ def test_restored_it_learns_on_to_the_same_bits(
 def test_a_state_of_another_size_is_refused():
     with pytest.raises(ValueError, match="40 weights"):
         Gam(40).resume(Gam(41).state())
+
+
+@given(EXAMPLES)
+@settings(max_examples=30, deadline=None)
+def test_the_mean_is_of_the_iterates_by_its_formula(examples: list[tuple[list[int], bool, float]]):
+    model = Gam(40)
+    mean, rate_least = np.zeros(40), 1.0 - 0.5 ** (MEAN_EVERY / MEAN_HALF_LIFE)
+    for step, (keys, fraud, weight) in enumerate(examples * 3, 1):
+        model.learn(np.array(keys, np.int32), fraud, weight)
+        if step < MEAN_EVERY or step % MEAN_EVERY == 0:
+            rate = max(rate_least, MEAN_EAGERNESS / (step / MEAN_EVERY + MEAN_EAGERNESS))
+            mean += rate * (model.weights - mean)
+    np.testing.assert_allclose(model.mean, mean, rtol=1e-9, atol=1e-12)
+
+
+def test_the_mean_is_nearer_to_the_truth_than_the_last_iterate():
+    """Coins of a known bias: the last iterate is as noisy as its latest examples."""
+    rng = np.random.default_rng(1)
+    model, truth = Gam(8), np.linspace(-3.0, 0.0, 8)
+    last, mean = 0.0, 0.0
+    for step in range(1, 40_001):
+        key = int(rng.integers(8))
+        model.learn(np.array([key], np.int32), bool(rng.random() < 1.0 / (1.0 + np.exp(-truth[key]))))
+        if step > 20_000 and step % 100 == 0:
+            for k in range(8):
+                one = np.array([k], np.int32)
+                last += (model.logit(one) - truth[k]) ** 2
+                mean += (model.mean_logit(one) - truth[k]) ** 2
+    assert mean < 0.8 * last

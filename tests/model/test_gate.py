@@ -124,3 +124,24 @@ def test_the_first_version_passes_and_readiness_is_not_given_up():
         baseline=np.zeros(FEATURES),
     )
     assert judge(unready, active, frauds=none, legitimate=none, unlabelled=none, fraud_share=0.0).why
+
+
+def test_weights_are_how_many_payments_a_row_stands_for():
+    """Rows of which one in four were kept speak for four: without that, what was always kept would decide."""
+    active, louder = _trained(1), _trained(2, poisoned=True)
+    x, fraud = _world(np.random.default_rng(7), 9_000)
+    frauds, legitimate = x[fraud][:200], x[~fraud][:800]
+    none = np.zeros((0, FEATURES), np.float32)
+    weights = np.random.default_rng(8).integers(1, 5, len(legitimate))
+    weighted = judge(
+        louder, active, frauds=frauds, legitimate=legitimate, unlabelled=none, fraud_share=0.1,
+        legitimate_weights=weights.astype(np.float64),
+    )  # fmt: skip
+    repeated = judge(
+        louder, active, frauds=frauds, legitimate=np.repeat(legitimate, weights, axis=0), unlabelled=none,
+        fraud_share=0.1,
+    )  # fmt: skip
+    plain = judge(louder, active, frauds=frauds, legitimate=legitimate, unlabelled=none, fraud_share=0.1)
+    assert np.isclose(weighted.worse, repeated.worse)
+    assert not np.isclose(weighted.worse, plain.worse)
+    assert weighted.deviation > repeated.deviation  # four payments that are one row tell less than four rows

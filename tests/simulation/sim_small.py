@@ -27,7 +27,6 @@ SMALL: tuple[tuple[str, str, Any], ...] = (
     ("stream.stages.terminal", "UNLABELLED_ONE_IN", UNLABELLED_ONE_IN),
     ("stream.stages.terminal", "MATURED_MAX", 2),
     ("stream.stages.terminal", "DUE_ROWS_MAX", 5),
-    ("stream.stages.terminal", "keep_legitimate", keep_legitimate),
     ("stream.stages.pending", "keep_legitimate", keep_legitimate),
     ("stream.model.learner", "RENEWAL_ROWS", (3, 10, 30)),
 )

@@ -39,7 +39,6 @@ DECLINE_ALL = RuleSet(
 @pytest.fixture(autouse=True)
 def everything_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """No sampling: every silent payment teaches, with weight 10."""
-    monkeypatch.setattr("stream.stages.terminal.keep_legitimate", lambda _hash: 10.0)
     monkeypatch.setattr("stream.stages.pending.keep_legitimate", lambda _hash: 10.0)
 
 
