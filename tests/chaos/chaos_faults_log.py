@@ -388,7 +388,8 @@ def learner_kill(deployment: Deployment, payments: int) -> Evidence:
 @fault("crash-points")
 def crash_points(deployment: Deployment, payments: int) -> Evidence:
     """The process is killed at each named point of the code, in any partition."""
-    points = [f"{point}:{deployment.rng.randint(1, 12)}" for point in (*POINTS[:5], *WORKER_POINTS)]
+    points = [f"{point}:{deployment.rng.randint(1, 12)}" for point in POINTS[:5]]
+    points += [f"{point}:{deployment.rng.randint(1, 4)}" for point in WORKER_POINTS]  # about once a second
     return crash_at_points(deployment, payments, points, 60.0)
 
 
