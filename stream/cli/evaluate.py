@@ -21,7 +21,8 @@ WRONG_USE: Final = 2
 EPILOG: Final = "Example: fraud evaluate payments.parquet labels.parquet --maturity 7d --decisions decisions.parquet"
 
 
-def _maturity_ms(text: str | None) -> int:
+def maturity_ms_of(text: str | None) -> int:
+    """The maturity horizon that an option names; the default if it is not set."""
     if text is None:
         return LIMITS_DEFAULT.maturity_ms
     maturity_ms = parse_duration_ms(text)
@@ -31,7 +32,8 @@ def _maturity_ms(text: str | None) -> int:
     return maturity_ms
 
 
-def _day_ms(text: str | None) -> int | None:
+def day_ms(text: str | None) -> int | None:
+    """The begin of a day (UTC), ms."""
     if text is None:
         return None
     try:
@@ -67,7 +69,7 @@ def command(
     its observed_at on. Deleting later rows changes no earlier answer. Columns that no contract knows are not read.
     """
     errors = Console(stderr=True)
-    settings = Evaluation(maturity_ms=_maturity_ms(maturity), base_currency=base_currency)
+    settings = Evaluation(maturity_ms=maturity_ms_of(maturity), base_currency=base_currency)
     files = Files(
         payments=payments,
         labels=labels,
@@ -77,7 +79,7 @@ def command(
         limit=limit,
         without_source=without_source,
     )
-    from_ms, to_ms = _day_ms(from_day), _day_ms(to_day)
+    from_ms, to_ms = day_ms(from_day), day_ms(to_day)
     columns = (
         TextColumn("evaluating"),
         BarColumn(),

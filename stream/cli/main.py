@@ -11,6 +11,7 @@ from stream.cli import (
     journals,
     operate,
     publish,
+    quality,
     reconcile,
     rules,
     simulate,
@@ -36,6 +37,7 @@ app.command("publish", epilog=publish.EPILOG)(publish.command)
 app.command("simulate", epilog="Example: fraud simulate --seed 1 --days 30 --out data")(simulate.command)
 app.command("reconcile", epilog=reconcile.EPILOG)(reconcile.command)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.command)
+app.command("quality", epilog=quality.EPILOG)(quality.command)
 app.command("features", epilog=features.EPILOG)(features.command)
 app.command("mode", epilog='Example: fraud mode enforce --by ana --why "two weeks in the shadow were fine"')(
     operate.mode

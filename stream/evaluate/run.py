@@ -14,11 +14,13 @@ from stream.evaluate.answers import AnswerReader, Answers, DecisionsFile
 from stream.evaluate.prequential import Prequential
 from stream.evaluate.scores import Report, Scores, frauds_of
 from stream.evaluate.settings import Evaluation
+from stream.model.learner import Learner
 from stream.replay.journal_files import Head, JournalWriter
 from stream.replay.log import local_topic_id
 from stream.replay.rerun import RECORDED
 from stream.stages.answers import DECISIONS
 from stream.stages.stage import Record
+from stream.stages.terminal import EXAMPLES
 from stream.version import ENGINE_VERSION
 
 AUTO = "auto"
@@ -35,6 +37,15 @@ class Files(Struct, frozen=True, kw_only=True):
     journals: Path | None = None
     limit: int | None = None
     without_source: str | None = None
+
+
+class Watch:
+    """What else to look at in a run: readers of its answers; kept of it are the journal `examples` and the learner."""
+
+    def __init__(self, readers: Sequence[AnswerReader] = ()) -> None:
+        self.readers = readers
+        self.examples: list[Record] = []
+        self.learner: Learner | None = None
 
 
 class Evaluated(Struct, frozen=True, kw_only=True):
@@ -65,11 +76,13 @@ def evaluate(
     *,
     from_ms: int | None = None,
     to_ms: int | None = None,
+    watch: Watch | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluated:
     """Answer every payment of the file in order of time. `settings.base_currency` may be "auto".
 
-    `from_ms`, `to_ms`: which payments the figures are about. Raises `DatasetError` naming file, column and row.
+    `from_ms`, `to_ms`: which payments the figures are about. `watch`: what else is kept of the run. Raises
+    `DatasetError` naming file, column and row.
     """
     begun, cpu_begun = time.perf_counter(), time.process_time()
     with ExitStack() as stack:
@@ -85,7 +98,7 @@ def evaluate(
                 plain=settings.plain,
             )
         scores = Scores(frauds_of(files.labels))
-        readers: list[AnswerReader] = [scores]
+        readers: list[AnswerReader] = [scores, *(watch.readers if watch else ())]
         if files.decisions is not None:
             readers.append(stack.enter_context(DecisionsFile(files.decisions)))
         answers = Answers(readers)
@@ -95,16 +108,21 @@ def evaluate(
         def read(topic: str, records: Sequence[Record]) -> None:
             if topic in writers:
                 writers[topic].add(records)
+            if topic == EXAMPLES and watch is not None:
+                watch.examples.extend(records)
             if topic == DECISIONS:
                 answers.read(records)
 
-        way = Prequential(settings, read=read, topics=(DECISIONS,) if not writers else RECORDED)
+        topics = RECORDED if writers else (DECISIONS,) if watch is None else (DECISIONS, EXAMPLES)
+        way = Prequential(settings, read=read, topics=topics)
         for events in dataset.event_batches(clock_every_ms=settings.clock_ms):
             way.feed(events)
             progress(way.taken["payment"], dataset.payment_rows)
         way.finish()
         without_rate = inputs.without_rate(payments, settings.base_currency)
     counts = way.learn.learner.counts
+    if watch is not None:
+        watch.learner = way.learn.learner
     paid = way.taken["payment"]
     return Evaluated(
         payments=paid,

@@ -223,6 +223,13 @@ class Learner:
         keys_of(features, self.cuts, self.pairs, COARSE, self._keys)
         return self.gam.logit(self._keys)
 
+    def mean_logit(self, features: NDArray[np.float32]) -> float:
+        """The uncalibrated logit of the version that a tick would publish now; 0 while there are no bins."""
+        if self.cuts is None:
+            return 0.0
+        keys_of(features, self.cuts, self.pairs, COARSE, self._keys)
+        return self.gam.mean_logit(self._keys)
+
     def expected_over_observed(self) -> float:
         """Frauds that the calibrated model expected over those that came, on recent examples. NaN without frauds."""
         return self.calibration.expected_over_observed()

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stream.errors import InternalError
 from stream.features import FEATURES_VERSION, MODEL_FEATURES, MODEL_NAMES
@@ -28,6 +29,21 @@ def fresh_learner() -> Learner:
     return Learner(
         LearnerSettings(features=len(MODEL_FEATURES), features_version=FEATURES_VERSION, pairs=pairs_of(MODEL_NAMES))
     )
+
+
+def teach(learner: Learner, example: Example, features: NDArray[np.float32]) -> None:
+    """What an example of the journal means to the learner. `features`: float32 of the model's, as a rule its own."""
+    if example.kind == EXAMPLE_UNLABELLED:
+        learner.unlabelled(features)
+        return
+    source = MATURITY_SOURCE if example.kind == EXAMPLE_MATURED else example.source or UNNAMED_SOURCE
+    kind = "fraud_report" if example.provisional else "chargeback"
+    day = example.observed_ms // DAY_MS
+    if example.kind == EXAMPLE_CORRECTED:
+        was = example.was_weight * (PROVISIONAL_WEIGHT if example.was_provisional else 1.0)
+        learner.correct(features, example.was_fraud, was, example.fraud, example.weight, source, kind, day=day)
+    else:
+        learner.example(features, example.fraud, example.weight, source, kind, day=day)
 
 
 class LearnStage:
@@ -61,20 +77,9 @@ class LearnStage:
 
     def _learn(self, example: Example) -> None:
         self._changed = True
-        features = np.frombuffer(example.features, np.float32)
-        if example.kind == EXAMPLE_UNLABELLED:
-            self.learner.unlabelled(features)
-            self.counts["unlabelled"] += 1
-            return
-        self.counts["frauds" if example.fraud else "legitimate"] += 1
-        source = MATURITY_SOURCE if example.kind == EXAMPLE_MATURED else example.source or UNNAMED_SOURCE
-        kind = "fraud_report" if example.provisional else "chargeback"
-        day = example.observed_ms // DAY_MS
-        if example.kind == EXAMPLE_CORRECTED:
-            was = example.was_weight * (PROVISIONAL_WEIGHT if example.was_provisional else 1.0)
-            self.learner.correct(features, example.was_fraud, was, example.fraud, example.weight, source, kind, day=day)
-        else:
-            self.learner.example(features, example.fraud, example.weight, source, kind, day=day)
+        teach(self.learner, example, np.frombuffer(example.features, np.float32))
+        unlabelled = example.kind == EXAMPLE_UNLABELLED
+        self.counts["unlabelled" if unlabelled else "frauds" if example.fraud else "legitimate"] += 1
 
     def _publish(self, step: Step, out: Outbox) -> None:
         result = self.learner.tick(step.offset)
