@@ -16,7 +16,7 @@ payments' own time has passed what they were observed at; at most LABELS_MAX lab
 import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -44,13 +44,14 @@ from topics.journal import (
 )
 from topics.label import Label
 from topics.limits import Limits
-from topics.payment import Payment
+from topics.payment import TIME_MS_BOUND, Payment
 from topics.refusals import Cause, Refusal
 from topics.truth import truth_of
 from topics.update import NOT_THROUGH, Update
 
 TERMINAL_JOURNAL = "terminal-journal"
 EPOCH_MS = 45 * 86_400_000
+EPOCH_MAX = TIME_MS_BOUND // EPOCH_MS
 ORPHANS_MAX = 100_000
 LABELS_MAX = 32
 CLOCK_STEP_MS = 3_600_000
@@ -77,8 +78,8 @@ CONTRADICTION_TEXT = "known with other content - at `$.payment_id`"
 class _Globals(Struct, array_like=True):
     """Small state, written whole. `watermarks`: per partition of `payments` the highest event time, ms UTC.
 
-    `ledger_from_epoch`: no payment is in the ledger below it, -1: none at all; `expired_epoch`: what stood below it is
-    forgotten, and nothing is entered there again.
+    `ledger_from_epoch`, `ledger_to_epoch`: no payment is in the ledger below the one or above the other, -1: none at
+    all; `expired_epoch`: what stood below it is forgotten, and nothing is entered there again.
     """
 
     watermarks: list[tuple[bytes, int, int]]
@@ -87,9 +88,10 @@ class _Globals(Struct, array_like=True):
     orphans: int
     ledger_from_epoch: int
     expired_epoch: int = 0
+    ledger_to_epoch: int = -1
 
 
-class _First(NamedTuple):
+class _First(Struct, frozen=True, gc=False):
     """A payment with an id that was not known: its features are computed with the rest of its run."""
 
     step: Step
@@ -100,9 +102,10 @@ class _First(NamedTuple):
     partition: int
     base_amount: int
     label_clock_ms: int
+    adopts: bool  # labels or updates are here that wait for it
 
 
-class _Repeated(NamedTuple):
+class _Repeated(Struct, frozen=True, gc=False):
     """A payment that is known with the same business content."""
 
     step: Step
@@ -112,13 +115,19 @@ class _Repeated(NamedTuple):
     entry: _Entry
 
 
-class _Refused(NamedTuple):
+class _Refused(Struct, frozen=True, gc=False):
     """A record that is no payment we can decide."""
 
     step: Step
     raw: Raw
     payment: Payment | None
     refusal: Refusal
+
+
+def _oversize(raw: Raw, limits: Limits) -> Refusal:
+    assert raw.oversize is not None
+    message = f"{raw.oversize.length} bytes, at most {limits.payload_bytes_max} - at `$`"
+    return Refusal(Cause.PAYLOAD_TOO_LARGE, "$", message)
 
 
 def _parse_word(source: int, value: bytes, limits: Limits) -> Label | Update | Refusal:
@@ -129,17 +138,23 @@ def _parse_word(source: int, value: bytes, limits: Limits) -> Label | Update | R
     return update if isinstance(update, Refusal) else update.update
 
 
-def _is_payment(item: object) -> bool:
-    return isinstance(item, Raw) and item.source == PAYMENTS
+def _is_payment(step: Step) -> bool:
+    item = step.item
+    return type(item) is Raw and item.source == PAYMENTS
 
 
-def _runs(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
-    """Cut into runs of payments and runs of all else; payments of a run are computed at once."""
+def _runs(steps: Sequence[Step]) -> Iterator[tuple[bool, Sequence[Step]]]:
+    """Cut into runs of payments (True) and runs of all else; payments of a run are computed at once."""
+    kinds = list(map(_is_payment, steps))
     start = 0
-    for i in range(1, len(steps) + 1):
-        if i == len(steps) or _is_payment(steps[i].item) != _is_payment(steps[start].item):
-            yield steps[start:i]
-            start = i
+    while start < len(steps):
+        kind = kinds[start]
+        try:
+            end = kinds.index(not kind, start)
+        except ValueError:
+            end = len(steps)
+        yield kind, steps[start:end]
+        start = end
 
 
 class AccountStage:
@@ -171,20 +186,21 @@ class AccountStage:
         self.counts: Counter[str] = Counter()
         kept = state.get(keys.TABLE_GLOBALS)
         self._globals = _Globals([], 0, 0, 0, -1) if kept is None else msgspec.msgpack.decode(kept, type=_Globals)
+        if self._globals.ledger_to_epoch < 0 <= self._globals.ledger_from_epoch:
+            self._globals.ledger_to_epoch = EPOCH_MAX  # a state of before it was kept
         self._watermarks = {(topic, part): ms for topic, part, ms in self._globals.watermarks}
         self._waiting: list[_First | _Repeated | _Refused] = []
-        self._parsed: dict[int, Parsed | Refusal] = {}
-        self._pids: dict[int, bytes] = {}
-        self._ahead: dict[bytes, bytes | None] = {}
+        self._known_ids: set[bytes] = set()
+        self._ledger: dict[bytes, bytes] = {}
 
     # ---- the stage ----
 
     def apply(self, steps: Sequence[Step], out: Outbox) -> None:
-        for run in _runs(steps):
-            if _is_payment(run[0].item):
-                self._parse_run(run)
-                for i, step in enumerate(run):
-                    self._payment(step, cast(Raw, step.item), i, out)
+        for of_payments, run in _runs(steps):
+            if of_payments:
+                parsed, pids = self._parse_run(run)
+                for step, found, pid in zip(run, parsed, pids, strict=True):
+                    self._payment(step, found, pid, out)
                 self._flush(out)
             else:
                 for step in run:
@@ -220,77 +236,91 @@ class AccountStage:
 
     # ---- payments ----
 
-    def _parse_run(self, steps: Sequence[Step]) -> None:
-        """Parse the payments of the run, and ask the ledger once for all that they may find there."""
-        limits = self.meaning.limits
-        parsed: dict[int, Parsed | Refusal] = {}
+    def _parse_run(self, run: Sequence[Step]) -> tuple[list[Parsed | Refusal], list[bytes]]:
+        """Each payment of the run or why it is refused, and its hash; the ledger is asked once for all of them."""
+        limits, g = self.meaning.limits, self._globals
+        parsed: list[Parsed | Refusal] = []
+        pids: list[bytes] = []
         wanted: list[bytes] = []
-        for i, step in enumerate(steps):
+        prefixes: dict[int, list[bytes]] = {}
+        for step in run:
             raw = step.item
-            if not isinstance(raw, Raw) or raw.source != PAYMENTS:
+            assert type(raw) is Raw
+            result = _oversize(raw, limits) if raw.oversize is not None else parse_payment(raw.value, limits)
+            parsed.append(result)
+            if type(result) is not Parsed:
+                pids.append(b"")
                 continue
-            if raw.oversize is not None:
-                message = f"{raw.oversize.length} bytes, at most {limits.payload_bytes_max} - at `$`"
-                parsed[i] = Refusal(Cause.PAYLOAD_TOO_LARGE, "$", message)
-                continue
-            result = parsed[i] = parse_payment(raw.value, limits)
-            if isinstance(result, Parsed):
-                payment = result.payment
-                test = payment.mode == "test"
-                pid = keys.payment_hash(payment.tenant_id, payment.account_id, payment.payment_id, test)
-                self._pids[i] = pid
-                wanted.extend(keys.epoch_key(keys.TABLE_LEDGER, e, pid) for e in self._epochs(payment.event_time))
-                if self._globals.orphans:
-                    wanted.append(keys.TABLE_ORPHAN + pid)
-        self._parsed = parsed
-        self._ahead = dict(zip(wanted, self._state.get_many(wanted), strict=True)) if wanted else {}
+            payment = result.payment
+            pid = keys.payment_hash(
+                payment.tenant_id, payment.account_id, payment.payment_id, test=payment.mode == "test"
+            )
+            pids.append(pid)
+            epoch = payment.event_time // EPOCH_MS
+            stands_in = prefixes.get(epoch)
+            if stands_in is None:
+                epochs = self._epochs(epoch, self._ledger_from(), g.ledger_to_epoch)
+                stands_in = prefixes[epoch] = [keys.epoch_key(keys.TABLE_LEDGER, e) for e in epochs]
+            for prefix in stands_in:
+                wanted.append(prefix + pid)
+            if g.orphans:
+                wanted.append(keys.TABLE_ORPHAN + pid)
+        found = self._state.get_many(wanted) if wanted else []
+        self._ledger = {key: value for key, value in zip(wanted, found, strict=True) if value is not None}
+        self._known_ids = {key[-keys.PID_BYTES :] for key in self._ledger}
+        return parsed, pids
 
-    def _epochs(self, event_ms: int) -> range:
-        """The ledger's epochs in which an equal payment id may stand: the horizon to both sides."""
+    def _epochs(self, epoch: int, first: int, last: int) -> range:
+        """The ledger's epochs in which an equal payment id may stand: the horizon to both sides, within first..last."""
         reach = -(-self.meaning.limits.dedupe_horizon_ms // EPOCH_MS)
-        epoch = event_ms // EPOCH_MS
-        return range(max(epoch - reach, self._ledger_from()), epoch + reach + 1)
+        return range(max(epoch - reach, first), min(epoch + reach, last) + 1)
 
     def _ledger_from(self) -> int:
         """The first epoch that may hold a payment which is not forgotten."""
         return max(self._globals.ledger_from_epoch, self._globals.expired_epoch)
 
-    def _payment(self, step: Step, raw: Raw, i: int, out: Outbox) -> None:
-        parsed = self._parsed[i]
-        if isinstance(parsed, Refusal):
+    def _payment(self, step: Step, parsed: Parsed | Refusal, pid: bytes, out: Outbox) -> None:
+        raw = step.item
+        assert type(raw) is Raw
+        if type(parsed) is Refusal:
             self._waiting.append(_Refused(step, raw, None, parsed))
             return
+        assert type(parsed) is Parsed
         payment = parsed.payment
         refusal = self._untimely(step, raw, payment)
         if refusal is not None:
             self._waiting.append(_Refused(step, raw, payment, refusal))
             return
-        pid = self._pids[i]
         print_ = keys.fingerprint(parsed.fingerprint_source)
-        entry = self._known(pid, payment.event_time)
-        if entry is not None:
-            if entry.fingerprint != print_:
-                refusal = Refusal(Cause.CONTRADICTION, "$.payment_id", CONTRADICTION_TEXT)
-                self._waiting.append(_Refused(step, raw, payment, refusal))
-            else:
-                self._waiting.append(_Repeated(step, raw, payment, pid, entry))
-            return
+        event_ms = payment.event_time
+        epoch = event_ms // EPOCH_MS
+        adopts = False
+        if pid in self._known_ids:
+            entry = self._known(pid, epoch)
+            if entry is not None:
+                if entry.fingerprint != print_:
+                    refusal = Refusal(Cause.CONTRADICTION, "$.payment_id", CONTRADICTION_TEXT)
+                    self._waiting.append(_Refused(step, raw, payment, refusal))
+                else:
+                    self._waiting.append(_Repeated(step, raw, payment, pid, entry))
+                return
+            adopts = keys.TABLE_ORPHAN + pid in self._ledger
         late = self._pass_watermark(step, payment)
-        terminal = payment.terminal_id
-        entity = payment.account_id if terminal is None else terminal
-        partition = keys.partition_of(payment.tenant_id, entity, self._terminal_partitions)
-        test = payment.mode == "test"
-        epoch = payment.event_time // EPOCH_MS
-        g = self._globals
-        g.ledger_from_epoch = epoch if g.ledger_from_epoch < 0 else min(g.ledger_from_epoch, epoch)
-        key = keys.epoch_key(keys.TABLE_LEDGER, epoch, pid)
-        packed = _ENTRY.pack(print_, payment.event_time, raw.at_ms, partition, test)
-        self._state.put(key, packed)
-        self._ahead[key] = packed
-        self._waiting.append(
-            _First(step, raw, parsed, pid, late, partition, self.meaning.base_amount(payment), g.label_clock_ms)
+        partition = keys.partition_of(
+            payment.tenant_id, payment.terminal_id or payment.account_id, self._terminal_partitions
         )
-        if g.orphans and self._ahead.get(keys.TABLE_ORPHAN + pid) is not None:
+        g = self._globals
+        if not g.ledger_from_epoch <= epoch <= g.ledger_to_epoch or g.ledger_from_epoch < 0:
+            g.ledger_from_epoch = epoch if g.ledger_from_epoch < 0 else min(g.ledger_from_epoch, epoch)
+            g.ledger_to_epoch = max(g.ledger_to_epoch, epoch)
+        key = keys.epoch_key(keys.TABLE_LEDGER, epoch, pid)
+        packed = _ENTRY.pack(print_, event_ms, raw.at_ms, partition, payment.mode == "test")
+        self._state.put(key, packed)
+        self._ledger[key] = packed
+        self._known_ids.add(pid)
+        base_amount = self.meaning.base_amount(payment)
+        self._waiting.append(_First(step, raw, parsed, pid, late, partition, base_amount, g.label_clock_ms, adopts))
+        if adopts:
             self._flush(out)  # its labels must be in the window before the account's next payment is
 
     def _untimely(self, step: Step, raw: Raw, payment: Payment) -> Refusal | None:
@@ -304,7 +334,9 @@ class AccountStage:
         if payment.event_time // EPOCH_MS < self._globals.expired_epoch:
             return Refusal(Cause.TOO_OLD, "$.event_time", EXPIRED_TEXT)  # a backfill, too: it could be a repeat
         if payment.mode != "backfill":
-            watermark = self._watermarks.get(step.sender, self._lowest_watermark())
+            watermark = self._watermarks.get(step.sender)
+            if watermark is None:
+                watermark = self._lowest_watermark()
             if payment.event_time < watermark - limits.dedupe_horizon_ms:
                 behind_days = (watermark - payment.event_time) // 86_400_000
                 message = f"{behind_days} days behind its partition's watermark - at `$.event_time`"
@@ -324,9 +356,11 @@ class AccountStage:
             return False
         return payment.event_time < watermark - self.meaning.limits.lateness_ms
 
-    def _known(self, pid: bytes, event_ms: int) -> _Entry | None:
-        for epoch in self._epochs(event_ms):
-            packed = self._ahead.get(keys.epoch_key(keys.TABLE_LEDGER, epoch, pid))
+    def _known(self, pid: bytes, epoch: int) -> _Entry | None:
+        """What the ledger holds of this id, entries of this very run included."""
+        g = self._globals
+        for e in self._epochs(epoch, self._ledger_from(), g.ledger_to_epoch):
+            packed = self._ledger.get(keys.epoch_key(keys.TABLE_LEDGER, e, pid))
             if packed is not None:
                 return _Entry(*_ENTRY.unpack(packed))
         return None
@@ -334,18 +368,19 @@ class AccountStage:
     def _flush(self, out: Outbox) -> None:
         """Compute the features of the waiting payments at once, then emit in the order of arrival."""
         waiting, self._waiting = self._waiting, []
-        firsts = [w for w in waiting if isinstance(w, _First)]
-        blocks = self._observe(firsts) if firsts else []
-        place = 0
+        firsts = [w for w in waiting if type(w) is _First]
+        blocks = iter(self._observe(firsts) if firsts else ())
         for w in waiting:
-            if isinstance(w, _First):
-                self._emit_first(w, blocks[place], out)
-                place += 1
-            elif isinstance(w, _Repeated):
+            if type(w) is _First:
+                self._emit_first(w, next(blocks), out)
+            elif type(w) is _Repeated:
                 self._emit_repeat(w, out)
-            else:
+            elif type(w) is _Refused:
                 self._count_refusal("", w.refusal)
                 self._answers.refuse(w.step, w.raw, w.step.sender, w.payment, w.refusal, out)
+        self.counts["first"] += len(firsts)
+        self.counts["unknown_fields"] += sum([w.parsed.unknown_fields for w in firsts])
+        self.counts["late"] += sum([w.late for w in firsts])
 
     def _observe(self, firsts: Sequence[_First]) -> list[bytes]:
         """One block of float32 features per payment, in order."""
@@ -356,7 +391,7 @@ class AccountStage:
             payments,
             amounts=[w.base_amount for w in firsts],
             others=[keys.other64(p.tenant_id, p.terminal_id) for p in payments],
-            payments64=[keys.pid64(w.pid) for w in firsts],
+            payments64=keys.pids64([w.pid for w in firsts]),
             label_clocks=[w.label_clock_ms for w in firsts],
         )
         matrix = self.windows.observe(slots, rows, maturity_ms=self.meaning.limits.maturity_ms)
@@ -369,9 +404,6 @@ class AccountStage:
 
     def _emit_first(self, w: _First, block: bytes, out: Outbox) -> None:
         step, raw, payment = w.step, w.raw, w.parsed.payment
-        self.counts["first"] += 1
-        self.counts["unknown_fields"] += w.parsed.unknown_fields
-        self.counts["late"] += w.late
         placed = Placed(
             step.offset,
             origin_n(step, 0),
@@ -386,7 +418,7 @@ class AccountStage:
             clean_traceparent(raw.traceparent),
         )
         out.journal(step, TERMINAL_JOURNAL, w.partition, placed)
-        if self._globals.orphans:
+        if w.adopts:
             self._adopt(w, out)
 
     def _emit_repeat(self, w: _Repeated, out: Outbox) -> None:
@@ -447,8 +479,7 @@ class AccountStage:
     def _parse_late_word(self, raw: Raw) -> Label | Update | Refusal:
         limits = self.meaning.limits
         if raw.oversize is not None:
-            message = f"{raw.oversize.length} bytes, at most {limits.payload_bytes_max} - at `$`"
-            return Refusal(Cause.PAYLOAD_TOO_LARGE, "$", message)
+            return _oversize(raw, limits)
         parsed = _parse_word(raw.source, raw.value, limits)
         if isinstance(parsed, Refusal):
             return parsed

@@ -5,9 +5,10 @@ answer) stands in the headers.
 """
 
 import re
-from typing import NamedTuple
+from functools import lru_cache
 
 import msgspec
+from msgspec import Struct
 
 from stream.features import FEATURES_VERSION
 from stream.stages.control import Meaning
@@ -124,18 +125,22 @@ class Answerer:
         out: Outbox,
     ) -> None:
         """One answer, on the account's partition of decisions."""
-        key, partition = self._place(tenant_id, account_id, delivery)
-        out.record(step, DECISIONS, partition, key, value, answer_headers(delivery, repeat=repeat))
-
-    def send_details(self, step: Step, tenant_id: str, account_id: str, value: bytes, out: Outbox) -> None:
-        partition = partition_of(tenant_id, account_id, self._decision_partitions)
-        out.record(step, DETAILS, partition, account_id.encode(), value, [])
-
-    def _place(self, tenant_id: str | None, account_id: str | None, delivery: "Delivery") -> tuple[bytes | None, int]:
         n = self._decision_partitions
         if tenant_id is None or account_id is None:
-            return None, partition_of_origin(delivery.topic_id, delivery.partition, delivery.offset, n)
-        return account_id.encode(), partition_of(tenant_id, account_id, n)
+            key = None
+            partition = partition_of_origin(delivery.topic_id, delivery.partition, delivery.offset, n)
+        else:
+            key, partition = account_id.encode(), partition_of(tenant_id, account_id, n)
+        out.record(step, DECISIONS, partition, key, value, answer_headers(delivery, repeat=repeat))
+
+    def send_decided(self, step: Step, item: Placed, value: bytes, details: bytes | None, out: Outbox) -> None:
+        """The first answer to a payment that was decided; and its details, on the same partition."""
+        account_id = item.payment.account_id
+        key = account_id.encode()
+        partition = partition_of(item.payment.tenant_id, account_id, self._decision_partitions)
+        out.record(step, DECISIONS, partition, key, value, answer_headers(delivery_of(item), repeat=False))
+        if details is not None:
+            out.record(step, DETAILS, partition, key, details, [])
 
     def bury(self, step: Step, raw: Raw, sender: tuple[bytes, int], topic: str, refusal: Refusal, out: Outbox) -> None:
         """Keep a record that was refused: where it stood, why, and a masked excerpt."""
@@ -151,7 +156,7 @@ class Answerer:
         out.record(step, DEAD_LETTERS, partition, None, _encode(letter), dead_letter_headers(letter))
 
 
-class Delivery(NamedTuple):
+class Delivery(Struct, frozen=True, gc=False):
     """The record on `payments` that a delivery of an answer is for."""
 
     topic_id: bytes
@@ -164,7 +169,7 @@ def delivery_of(item: Placed | Repeat) -> Delivery:
     return Delivery(item.topic, item.partition, item.position, item.traceparent)
 
 
-class _About(NamedTuple):
+class _About(Struct, frozen=True, gc=False):
     """What a refusal says of the payment, as far as it is known."""
 
     tenant_id: str | None
@@ -178,19 +183,31 @@ class _About(NamedTuple):
 _NOBODY = _About(None, None, None, "live", None, None)
 
 
+_FIRST: Header = ("answer", b"first")
+_REPEAT: Header = ("answer", b"repeat")
+_SPECVERSION: Header = ("ce_specversion", b"1.0")
+_TYPE: Header = ("ce_type", b"fraudstream.decision.v1")
+_SOURCE: Header = ("ce_source", b"/fraudstream/decide")
+
+
+@lru_cache(maxsize=1_000)
+def _origin_prefix(topic_id: bytes, partition: int) -> bytes:
+    return b"%b:%d:" % (topic_id.hex().encode(), partition)
+
+
 def answer_headers(delivery: Delivery, *, repeat: bool) -> list[Header]:
     """Headers of a decision. `answer`: first or repeat; `origin`: the record that this delivery answers.
 
     `ce_*`: CloudEvents in binary mode; `ce_id` is the origin, so equal for every delivery of one answer.
     """
-    origin = b"%b:%d:%d" % (delivery.topic_id.hex().encode(), delivery.partition, delivery.offset)
+    origin = b"%b%d" % (_origin_prefix(delivery.topic_id, delivery.partition), delivery.offset)
     headers: list[Header] = [
-        ("answer", b"repeat" if repeat else b"first"),
+        _REPEAT if repeat else _FIRST,
         ("origin", origin),
-        ("ce_specversion", b"1.0"),
+        _SPECVERSION,
         ("ce_id", origin),
-        ("ce_type", b"fraudstream.decision.v1"),
-        ("ce_source", b"/fraudstream/decide"),
+        _TYPE,
+        _SOURCE,
     ]
     if delivery.traceparent is not None:
         headers.append(("traceparent", delivery.traceparent.encode()))

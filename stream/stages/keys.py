@@ -3,11 +3,15 @@
 They are part of the contract between journals and state: changing one is a new engine version.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
+PID_BYTES = 16
 CACHED_MAX = 100_000  # an entity comes again soon, and its hashes with it; about 200 bytes each
 
 TABLE_GLOBALS = b"G"
@@ -44,7 +48,7 @@ def payment_hash(tenant_id: str, account_id: str, payment_id: str, test: bool = 
     Keyed by a sender's strings, so a cryptographic hash: nobody shall craft two payments that collide.
     """
     text = f"{tenant_id}\0{account_id}\0{payment_id}\0test" if test else f"{tenant_id}\0{account_id}\0{payment_id}"
-    return blake2b(text.encode(), digest_size=16).digest()
+    return blake2b(text.encode(), digest_size=PID_BYTES).digest()
 
 
 def fingerprint(business_content: bytes) -> bytes:
@@ -55,6 +59,15 @@ def fingerprint(business_content: bytes) -> bytes:
 def pid64(pid: bytes) -> int:
     """The payment's number inside a window's ring."""
     return int.from_bytes(pid[:8], "little")
+
+
+def pids64(pids: Sequence[bytes]) -> NDArray[np.uint64]:
+    """`pid64` of each.
+
+    >>> pids64([bytes([1]) + bytes(15), bytes(16)])
+    array([1, 0], dtype=uint64)
+    """
+    return np.frombuffer(b"".join(pids), "<u8")[::2].astype(np.uint64)
 
 
 @lru_cache(maxsize=CACHED_MAX)
@@ -70,8 +83,8 @@ def entity_key(tenant_id: str, entity_id: str) -> bytes:
 
 def time_key(table: bytes, at_ms: int, pid: bytes = b"") -> bytes:
     """`table`, big-endian milliseconds, payment: in order of time."""
-    return b"%b%b%b" % (table, max(at_ms, 0).to_bytes(8, "big"), pid)
+    return table + (at_ms if at_ms > 0 else 0).to_bytes(8, "big") + pid
 
 
-def epoch_key(table: bytes, epoch: int, pid: bytes) -> bytes:
-    return b"%b%b%b" % (table, max(epoch, 0).to_bytes(2, "big"), pid)
+def epoch_key(table: bytes, epoch: int, pid: bytes = b"") -> bytes:
+    return table + (epoch if epoch > 0 else 0).to_bytes(2, "big") + pid

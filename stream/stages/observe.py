@@ -1,6 +1,9 @@
 """Payments as the rows that the windows take."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +16,12 @@ NAN = float("nan")
 NOT_COUNTED = frozenset({"refund", "payout"})
 
 
+_event_time = attrgetter("event_time")
+_latitude = attrgetter("latitude")
+_longitude = attrgetter("longitude")
+_mcc = attrgetter("mcc")
+
+
 def counts(payment: Payment) -> bool:
     """Whether a payment takes a place in windows: a test and money that goes back do not."""
     return payment.mode != "test" and payment.operation not in NOT_COUNTED
@@ -23,7 +32,7 @@ def observations(
     *,
     amounts: Sequence[int],
     others: Sequence[int],
-    payments64: Sequence[int],
+    payments64: NDArray[np.uint64],
     label_clocks: Sequence[int] | NDArray[np.int64],
     payer_ratio: NDArray[np.float32] | None = None,
 ) -> Observations:
@@ -31,20 +40,31 @@ def observations(
 
     Local time is UTC where a payment names no offset.
     """
+    n = len(payments)
     return Observations(
-        event_ms=np.array([p.event_time for p in payments], np.int64),
+        event_ms=np.fromiter(map(_event_time, payments), np.int64, n),
         amount=np.array(amounts, np.int64),
         other=np.array(others, np.uint64),
-        payment=np.array(payments64, np.uint64),
-        category=np.array([0 if p.mcc is None else _mcc(p.mcc) for p in payments], np.int32),
+        payment=payments64,
+        category=np.fromiter(map(category, map(_mcc, payments)), np.int32, n),
         minute_of_week=local_minutes(payments),
-        latitude=np.array([NAN if p.latitude is None else p.latitude for p in payments], np.float32),
-        longitude=np.array([NAN if p.longitude is None else p.longitude for p in payments], np.float32),
+        latitude=_singles(list(map(_latitude, payments))),
+        longitude=_singles(list(map(_longitude, payments))),
         label_clock=np.array(label_clocks, np.int64),
         counts=np.array([counts(p) for p in payments], np.bool_),
         payer_ratio=payer_ratio,
     )
 
 
-def _mcc(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() else 0
+def _singles(values: list[Any]) -> NDArray[np.float32]:
+    """float32, NaN where a value is None; most processors send none at all."""
+    n = len(values)
+    if values.count(None) == n:
+        return np.full(n, np.nan, np.float32)
+    return np.array([NAN if value is None else value for value in values], np.float32)
+
+
+@lru_cache(maxsize=10_000)
+def category(mcc: str | None) -> int:
+    """The merchant category as a number; 0: absent, or none of ISO 18245."""
+    return int(mcc) if mcc is not None and mcc.isascii() and mcc.isdigit() else 0

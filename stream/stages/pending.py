@@ -57,6 +57,16 @@ def pack(row: Row) -> bytes:
     return head + row.entity + row.features + tail
 
 
+def pack_new(flags: int, entity: bytes, features: bytes) -> bytes:
+    """The row of a payment of which nothing is known yet."""
+    return _HEAD.pack(flags, TAUGHT_NOTHING, TAUGHT_NOTHING, len(entity), len(features)) + entity + features
+
+
+def is_passed_over(value: bytes, pid: bytes) -> bool:
+    """Whether this row teaches nothing when it matures, for no label spoke and its silence is not in the sample."""
+    return value[1] == TAUGHT_NOTHING and not value[0] & NOTABLE and not keep_legitimate(keys.pid64(pid))
+
+
 def unpack(value: bytes) -> Row:
     flags, truth, taught, entity, features = _HEAD.unpack_from(value)
     middle = _HEAD.size + entity

@@ -159,6 +159,8 @@ class State:
         live, frozen = self._live, self._frozen.values
         if not live and not frozen:
             return self._store.get_many(keys)
+        if live.keys().isdisjoint(keys) and frozen.keys().isdisjoint(keys):
+            return self._store.get_many(keys)
         found: list[bytes | None] = [None] * len(keys)
         missing: list[bytes] = []
         places: list[int] = []

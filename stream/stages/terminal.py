@@ -50,7 +50,7 @@ from topics.journal import (
 EXAMPLES = "examples"
 DAY_MS = 86_400_000
 MATURED_MAX = 100
-DUE_ROWS_MAX = 1_000
+DUE_ROWS_MAX = 400  # one legitimate payment in four teaches, so about MATURED_MAX of these do
 UNLABELLED_ONE_IN = 100
 PAYER_RATIO_AT = ENTITY_INDEX["amount_ratio"]
 assert MATURED_MAX < 200, "the outputs of one step must be numbered within its item"
@@ -145,11 +145,29 @@ class TerminalStage:
         terminals = self._observe(placed, accounts)
         amounts = [item.base_amount for item in placed]
         decided = self.decider.decide([item.payment for item in placed], accounts, terminals, amounts)
+        pids64 = keys.pids64([item.pid for item in placed])
+        unlabelled = (pids64 % UNLABELLED_ONE_IN == 0).tolist()
         for i, (step, item) in enumerate(zip(run, placed, strict=True)):
-            self._answer(step, item, decided, i, out)
+            mode = item.payment.mode
+            if mode != "backfill":
+                self._answer(step, item, decided, i, out)
+            if mode != "test":
+                self._await_truth(item, decided, i)
+                if unlabelled[i]:
+                    self._show(step, item, decided.rows[i], out)
+        self._count(placed, decided)
+        self.answered_at_ms += [item.at_ms for item in placed if item.payment.mode != "backfill"]
         g = self._globals
-        g.latest_at_ms = max(g.latest_at_ms, max(item.at_ms for item in placed))
+        g.latest_at_ms = max(g.latest_at_ms, max([item.at_ms for item in placed]))
         self._forget_answers()
+
+    def _count(self, placed: Sequence[Placed], decided: Decided) -> None:
+        """Payments that were decided, and their verdicts by mode."""
+        self.counts["decided"] += len(placed)
+        modes = [item.payment.mode for item in placed]
+        for (mode, code), n in Counter(zip(modes, decided.verdict, strict=True)).items():
+            if mode != "backfill":
+                self.counts[VERDICTS[code] if mode == "live" else f"test:{VERDICTS[code]}"] += n
 
     def _observe(self, placed: Sequence[Placed], accounts: NDArray[np.float32]) -> NDArray[np.float32]:
         """The terminals' features; a row of NaN where a payment names none."""
@@ -163,7 +181,7 @@ class TerminalStage:
             payments,
             amounts=[placed[i].base_amount for i in rows],
             others=[keys.other64(p.tenant_id, p.account_id) for p in payments],
-            payments64=[keys.pid64(placed[i].pid) for i in rows],
+            payments64=keys.pids64([placed[i].pid for i in rows]),
             label_clocks=np.full(len(rows), self._label_clock_ms, np.int64),
             payer_ratio=np.ascontiguousarray(accounts[rows, PAYER_RATIO_AT]),
         )
@@ -175,48 +193,34 @@ class TerminalStage:
         return self._state.get_many([key or keys.ENTITY_STORE_KEY for key in wanted])
 
     def _answer(self, step: Step, item: Placed, decided: Decided, i: int, out: Outbox) -> None:
+        value, details = self.decider.answer(step, item, decided, i, details=self._details)
+        if item.at_ms >= self._globals.answers_from_ms:  # else it is forgotten already, wherever a run is cut
+            self._state.put(keys.time_key(keys.TABLE_ANSWER, item.at_ms, item.pid), value)
+        self._answers.send_decided(step, item, value, details, out)
+
+    def _await_truth(self, item: Placed, decided: Decided, i: int) -> None:
+        """Keep the features as they were, until labels or silence say what they led to."""
         payment = item.payment
-        mode = payment.mode
-        self.counts["decided"] += 1
-        if mode != "backfill":
-            verdict = VERDICTS[decided.verdict[i]]
-            self.counts[verdict if mode == "live" else f"test:{verdict}"] += 1
-            value, details = self.decider.answer(step, item, decided, i, details=self._details)
-            if item.at_ms >= self._globals.answers_from_ms:  # else it is forgotten already, wherever a run is cut
-                self._state.put(keys.time_key(keys.TABLE_ANSWER, item.at_ms, item.pid), value)
-            self.answered_at_ms.append(item.at_ms)
-            self._answers.send(
-                step, delivery_of(item), payment.tenant_id, payment.account_id, value, repeat=False, out=out
-            )
-            if details is not None:
-                self._answers.send_details(step, payment.tenant_id, payment.account_id, details, out)
-        if mode == "test":
-            return
-        features = decided.rows[i]
         key = pending.pending_key(payment.event_time, item.pid)
-        flags = pending.ANSWERED_DECLINE if decided.declines(i) and mode != "backfill" else 0
+        flags = pending.ANSWERED_DECLINE if decided.declines(i) and payment.mode != "backfill" else 0
         if (decided.probability[i] or 0.0) >= NOTABLE_PROBABILITY:
             flags |= pending.NOTABLE
         entity = b"" if payment.terminal_id is None else keys.entity_key(payment.tenant_id, payment.terminal_id)
-        self._state.put(
-            key, pending.pack(pending.Row(flags, pending.TAUGHT_NOTHING, pending.TAUGHT_NOTHING, entity, features))
-        )
+        self._state.put(key, pending.pack_new(flags, entity, decided.rows[i]))
         if key < self._globals.cursor:
             self._state.put(keys.TABLE_LATE_DUE + key[1:], b"")
             self._globals.due_left = True
-        if keys.pid64(item.pid) % UNLABELLED_ONE_IN == 0:
-            unlabelled = Example(
-                step.offset,
-                origin_n(step, 0),
-                EXAMPLE_UNLABELLED,
-                item.pid,
-                payment.event_time,
-                0,
-                False,
-                0.0,
-                features,
-            )
-            out.journal(step, EXAMPLES, 0, unlabelled)
+
+    def _show(self, step: Step, item: Placed, features: bytes, out: Outbox) -> None:
+        """One payment in a hundred goes to the learner without a label, for its bins."""
+        event_ms = item.payment.event_time
+        n = origin_n(step, 0)
+        out.journal(
+            step,
+            EXAMPLES,
+            0,
+            Example(step.offset, n, EXAMPLE_UNLABELLED, item.pid, event_ms, 0, False, 0.0, features),
+        )
 
     def _forget_answers(self) -> None:
         """Whole days only, so that it does not matter at which payment of a run this is asked."""
@@ -378,10 +382,10 @@ class TerminalStage:
     def _teach(self, step: Step, key: bytes, value: bytes | None, j: int, out: Outbox) -> bool:
         """One row whose time has come; whether it teaches."""
         event_ms = int.from_bytes(key[1:9], "big")
-        if value is None or self._forgotten(event_ms):
+        pid = key[9:]
+        if value is None or self._forgotten(event_ms) or pending.is_passed_over(value, pid):
             return False
         row = pending.unpack(value)
-        pid = key[9:]
         if row.truth == pending.TAUGHT_NOTHING:
             weight = pending.weight_of_silence(row, pid)
             if not row.went_through or not weight:
