@@ -21,6 +21,7 @@ from stream.model.compiled import Compiled, Unsound
 from stream.rules.compiled import CompiledRules, compile_rules
 from stream.rules.default import DEFAULT_RULES
 from stream.rules.policy import (
+    DECLINE,
     DEFAULT_POLICY,
     VERDICTS,
     Policy,
@@ -39,7 +40,7 @@ from stream.stages.model_reasons import MODEL_REASONS
 from stream.stages.stage import Step, origin_n
 from stream.stages.state import State
 from topics.control import payload_as
-from topics.decision import Decision, Origin, Position, Versions
+from topics.decision import Decision, Origin, Outcome, Position, Versions
 from topics.details import DecisionDetails, RuleHit
 from topics.journal import Marker, Placed
 from topics.payment import Payment
@@ -61,7 +62,7 @@ class Decided(NamedTuple):
 
     def declines(self, i: int) -> bool:
         """Whether payment i is answered `decline` in earnest."""
-        return self.mode == "enforce" and VERDICTS[self.verdict[i]] == "decline"
+        return self.verdict[i] == DECLINE and self.mode == "enforce"
 
 
 class Decider:
@@ -125,6 +126,7 @@ class Decider:
             "review": self.policy.review_from,
             "decline": self.policy.decline_from,
         }
+        self._outcomes: list[Outcome] = [outcome(verdict, self.policy.mode) for verdict in VERDICTS]
         self._limits = {verdict: value for verdict, value in thresholds.items() if value is not None}
         self._versions = Versions(
             engine=self._meaning.engine,
@@ -168,8 +170,8 @@ class Decider:
         )
 
     def _contributions(self, decided: Decided, i: int) -> list[float] | None:
-        """What each feature added to the logit, for a payment that is not simply approved."""
-        if not decided.verdict[i] or self.model is None or not self._model_has_say:
+        """What each feature added to the logit; None if the model has no say."""
+        if self.model is None or not self._model_has_say:
             return None
         return self.model.contributions(np.frombuffer(decided.rows[i], np.float32)).tolist()
 
@@ -179,14 +181,13 @@ class Decider:
         """Decision and, if asked for, details: the same bytes in every delivery."""
         payment = item.payment
         code = decided.verdict[i]
-        said = VERDICTS[code]
-        done = outcome(said, self.policy.mode)
-        contributions = self._contributions(decided, i)
-        reasons = list(reason_codes(decided.hits[i], self.rules, contributions, MODEL_REASONS)) if code else []
+        hits, near = decided.hits[i], decided.near[i]
+        contributions = self._contributions(decided, i) if code else None
+        reasons = list(reason_codes(hits, self.rules, contributions, MODEL_REASONS)) if code else []
         decision = _encode(
             Decision(
-                outcome=done,
-                verdict=said,
+                outcome=self._outcomes[code],
+                verdict=VERDICTS[code],
                 origin=Origin("payments", item.partition, item.position),
                 versions=self._versions,
                 position=Position(self._partition, step.offset, origin_n(step, 0)),
@@ -210,8 +211,8 @@ class Decider:
             logit=decided.logit[i],
             contributions=contributions or [],
             limits=self._limits,
-            hits=self._described(decided.hits[i], decided.full[i]) if decided.hits[i] else [],
-            near_hits=self._described(decided.near[i], decided.full[i]) if decided.near[i] else [],
+            hits=self._described(hits, decided.full[i]) if hits else [],
+            near_hits=self._described(near, decided.full[i]) if near else [],
             late=item.late,
         )
         return decision, _encode(described)

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from stream.stages.keys import partition_of, partition_of_origin
 from stream.stages.stage import Outbox, Record, Step
-from topics.journal import LABELS, OUTPUTS_PER_ITEM_MAX, RAW_BYTES_MAX, RAW_EXCERPT_BYTES, Oversize, Raw
+from topics.journal import LABELS, OUTPUTS_PER_ITEM_MAX, PAYMENTS, RAW_BYTES_MAX, RAW_EXCERPT_BYTES, Oversize, Raw
 
 ACCOUNT_JOURNAL = "account-journal"
 TRACEPARENT_CHARS_MAX = 64
@@ -47,16 +47,22 @@ class Intake:
         self.partitions = partitions
 
     def apply(self, steps: Sequence[Step], out: Outbox) -> None:
+        source, partitions = self.source, self.partitions
         for step in steps:
             record = step.item
-            assert isinstance(record, Record)
+            assert type(record) is Record
             value = record.value or b""
             oversize = None
             if len(value) > RAW_BYTES_MAX:
                 oversize = Oversize(len(value), sha256(value).digest())
                 value = value[:RAW_EXCERPT_BYTES]
             seen = None if oversize else whose(value)
-            raw = Raw(step.offset, 0, self.source, record.at_ms, value, _traceparent(record), oversize)
+            traceparent = _traceparent(record) if record.headers else None
+            raw = Raw(step.offset, 0, source, record.at_ms, value, traceparent, oversize)
+            if source == PAYMENTS and seen is not None and seen.account_id is not None:
+                partition = partition_of(seen.tenant_id, seen.account_id, partitions)
+                out.journal(step, ACCOUNT_JOURNAL, partition, raw)
+                continue
             for partition in self._destinations(seen, step.offset):
                 out.journal(step, ACCOUNT_JOURNAL, partition, raw)
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from confluent_kafka import KafkaError, Message, Producer
 
@@ -50,11 +50,12 @@ class WorkerProducer:
         self._prefix = prefix
         self._failed = failed
         self._names: dict[str, str] = {}
+        self._taken: list[Callable[[], None]] = []
         self.waits = 0
 
     async def send(self, runner: PartitionRunner, sends: Sequence[Send]) -> None:
         """Hand all to librdkafka, in order; a full queue is waited for."""
-        produce = self._producer.produce
+        produce: Any = self._producer.produce  # its stub does not know that headers may be a list of any pairs
         delivered: Delivered | None = None
         generation = -1
         for send in sends:
@@ -71,30 +72,43 @@ class WorkerProducer:
                         value=send.value,
                         key=send.key,
                         partition=send.partition,
-                        headers=cast(list[tuple[str, str | bytes | None]], send.headers) or None,
+                        headers=send.headers or None,
                         on_delivery=delivered,
                     )
                     break
                 except BufferError:
                     self.waits += 1
-                    self._producer.poll(0)
+                    self.poll()
                     await asyncio.sleep(FULL_WAIT_S)
-        self._producer.poll(0)
+        self.poll()
 
     def _delivered(self, runner: PartitionRunner, generation: int) -> Delivered:
-        """One callback for all records of a runner's generation: it only counts."""
+        """One callback for all records of a runner's generation: it only counts, and `poll` tells the runner."""
+        taken = self._taken
+        count = 0
+
+        def tell() -> None:
+            nonlocal count
+            told, count = count, 0
+            runner.acknowledged(generation, told)
 
         def delivered(error: KafkaError | None, message: Message) -> None:
-            if error is None:
-                runner.acknowledged(generation)
-            else:
+            nonlocal count
+            if error is not None:
                 self._failed(DeliveryFailed(f"{message.topic()}[{message.partition()}]: {error.name()}: {error.str()}"))
+                return
+            if not count:
+                taken.append(tell)
+            count += 1
 
         return delivered
 
     def poll(self) -> None:
         """Take what the brokers have acknowledged."""
         self._producer.poll(0)
+        for tell in self._taken:
+            tell()
+        self._taken.clear()
 
     def tick(self, topic: str, partition: int, value: bytes) -> None:
         """A timer's record. It belongs to nobody's checkpoint; if it gets lost, the next one comes."""
