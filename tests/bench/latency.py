@@ -24,7 +24,7 @@ class _Answer(msgspec.Struct):
     payment_id: str
 
 
-def _produce(
+def produce(
     bootstrap: str, topic: str, payments: list[tuple[bytes, bytes]], ids: list[str], rate: float, out: "Queue[Any]"
 ) -> None:
     """Payment i is due at i / rate, however long sending takes. Gives back id → time of the acknowledgement (ns)."""
@@ -50,7 +50,7 @@ def _produce(
     out.put((acked, late_s))
 
 
-def _consume(bootstrap: str, topic: str, wanted: int, seconds: float, ready: Any, out: "Queue[Any]") -> None:
+def consume(bootstrap: str, topic: str, wanted: int, seconds: float, ready: Any, out: "Queue[Any]") -> None:
     """Reads answers from now on. Gives back id → time at which its answer was read (ns)."""
     consumer = Consumer(
         {
@@ -103,13 +103,13 @@ def latency(
         ready = spawn.Event()
         limit_s = seconds + ANSWER_S_MAX + 10
         reader = spawn.Process(
-            target=_consume, args=(bootstrap, prefix + "decisions", measured, limit_s, ready, reads), daemon=True
+            target=consume, args=(bootstrap, prefix + "decisions", measured, limit_s, ready, reads), daemon=True
         )
         reader.start()
         if not ready.wait(60):
             raise BenchFailed("the reader of the latency run does not start")
         sender = spawn.Process(
-            target=_produce, args=(bootstrap, prefix + "payments", payments, ids, rate, acks), daemon=True
+            target=produce, args=(bootstrap, prefix + "payments", payments, ids, rate, acks), daemon=True
         )
         sender.start()
         began_s, cpu_before_s = time.monotonic(), cpu_s(process.pid)
