@@ -21,6 +21,7 @@ SEEN_BY: Final[dict[str, frozenset[str]]] = {
     "topics": frozenset(),
     "stream.errors": frozenset(),
     "stream.version": frozenset(),
+    "stream.collector": frozenset(),
     "stream.bits": frozenset(),
     "stream.windows": frozenset({"topics", "stream.errors", "stream.bits"}),
     "stream.features": frozenset({"topics", "stream.errors", "stream.bits", "stream.windows"}),
@@ -38,7 +39,8 @@ SEEN_BY: Final[dict[str, frozenset[str]]] = {
     "stream.simulate": frozenset({"topics", "stream.errors", "stream.bits", "stream.dataset"}),
     "stream.replay": INNER | {"stream.settings", "stream.metrics", "stream.dataset"},
     "stream.evaluate": INNER | {"stream.settings", "stream.metrics", "stream.dataset", "stream.replay"},
-    "stream.worker": INNER | {"stream.self_check", "stream.settings", "stream.metrics", "stream.broker"},
+    "stream.worker": INNER
+    | {"stream.collector", "stream.self_check", "stream.settings", "stream.metrics", "stream.broker"},
     "stream.operate": INNER | {"stream.settings", "stream.broker", "stream.worker"},
     "stream.reconcile": frozenset({"topics", "stream.errors", "stream.broker"}),
     "stream.demo": INNER
@@ -54,6 +56,7 @@ SEEN_BY: Final[dict[str, frozenset[str]]] = {
     },
     "stream.cli": INNER
     | {
+        "stream.collector",
         "stream.settings",
         "stream.metrics",
         "stream.dataset",

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from stream import collector
 from stream.cli.durations import parse_duration_ms
 from stream.dataset import DatasetError
 from stream.evaluate.figures import Figures
@@ -87,6 +88,7 @@ def command(
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
+    collector.settle()
     try:
         with Progress(*columns, console=errors, transient=True) as progress:
             task = progress.add_task("evaluating")

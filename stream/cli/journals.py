@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from stream import collector
 from stream.broker.offsets import watermarks
 from stream.broker.topic_admin import topic_ids
 from stream.cli.broker import known_settings
@@ -34,6 +35,7 @@ def verify(
 
     The stages read nothing but the journals. Exit code 1 if one answer, dead letter or model version differs.
     """
+    collector.settle()
     try:
         found = rerun(directory, batch=batch, plain=plain)
     except OperatorError as error:

@@ -101,9 +101,9 @@ class Local:
             return False
         sends = runner.step(records)
         assert not isinstance(sends, Reseek), "a log in memory has no gaps"
-        for send in sends:
-            self.log.send(send, self.now_ms)
-            runner.acknowledged(send.generation)
+        if sends:
+            self.log.send(sends, self.now_ms)
+            runner.acknowledged(sends[0].generation, len(sends))
         at = (topic, partition)
         if runner.state.changed >= CHECKPOINT_EVERY:
             self.checkpoint(at)

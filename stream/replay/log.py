@@ -36,10 +36,13 @@ class LocalLog:
         records.append(Record(offset, at_ms, key, value, tuple(headers)))
         return offset
 
-    def send(self, send: Send, at_ms: int) -> int:
-        return self.append(
-            send.topic, send.partition, send.value, at_ms=at_ms, key=send.key, headers=tuple(send.headers)
-        )
+    def send(self, sends: Sequence[Send], at_ms: int) -> None:
+        """What a step sent, in order."""
+        for send in sends:
+            at = (send.topic, send.partition)
+            records = self._records[at]
+            offset = self._first[at] + len(records)
+            records.append(Record(offset, at_ms, send.key, send.value, send.headers))
 
     def read(self, topic: str, partition: int, offset: int, count: int) -> list[Record]:
         """At most `count` records from `offset` on that are still held."""

@@ -185,8 +185,8 @@ def _apply(
     records = reader.records()
     while chunk := list(islice(records, batch)):
         sends = _step(runner, chunk)
-        for send in sends:
-            runner.acknowledged(send.generation)
+        if sends:
+            runner.acknowledged(sends[0].generation, len(sends))
         if state.changed >= CHECKPOINT_EVERY:
             runner.write(runner.begin_checkpoint(), store.write)
         yield sends, len(chunk)

@@ -127,14 +127,17 @@ class Decider:
             "decline": self.policy.decline_from,
         }
         self._outcomes: list[Outcome] = [outcome(verdict, self.policy.mode) for verdict in VERDICTS]
-        self._limits = {verdict: value for verdict, value in thresholds.items() if value is not None}
-        self._versions = Versions(
+        limits = {verdict: value for verdict, value in thresholds.items() if value is not None}
+        versions = Versions(
             engine=self._meaning.engine,
             features=FEATURES_VERSION,
             model=None if model is None else model.version,
             rules=self.rules.version,
             policy=policy_version(self.policy),
         )
+        # The same in every answer until the next marker: encoded once.
+        self._versions = cast(Versions, msgspec.Raw(_encode(versions)))
+        self._limits = cast("dict[str, float]", msgspec.Raw(_encode(limits))) if limits else {}
 
     def decide(
         self,

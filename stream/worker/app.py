@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from stream import self_check
+from stream import collector, self_check
 from stream.broker.topic_admin import describe_topics, id_bytes
 from stream.errors import ConfigurationError, OperatorError, StateError
 from stream.runner.errors import ForeignState, StepFailed, Unreadable
@@ -200,6 +200,7 @@ class Worker:
 
     async def _started(self) -> None:
         self._loop = asyncio.get_running_loop()
+        collector.settle()
         await asyncio.to_thread(self.control_log.read_to_end)
         self.control_log.follow()
         for work in (self._checkpoints(), self._ticks(), self._snapshots(), self._polls(), self._watches()):
