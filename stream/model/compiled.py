@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from stream.bits import fixed_vectors, kernel, sigmoid
 from stream.model.bins import CUTS, QUANTILES, STRIDE, bin_of
-from stream.model.pairs import COARSE, LEVELS, PAIR_STRIDE, keys_of
+from stream.model.pairs import COARSE, FINE, PAIR_STRIDE, cell_of, keys_of, second_of
 from topics.undecodable import UNDECODABLE
 
-FORMAT = 1
+FORMAT = 2
 ENCODED_BYTES_MAX = 65_536
 NUMBER_MAX = 1e9  # of weights and scalars: so no sum of them overflows, and no score is NaN
 LOGIT_MAX = 30.0  # beyond it a float64 probability says no more, and its complement loses its digits
@@ -50,8 +50,7 @@ def _score(
             bins[f] = b
             total += weights[f * STRIDE + b]
         for j in range(pairs.shape[0]):
-            cell = coarse[bins[pairs[j, 0]]] * LEVELS + coarse[bins[pairs[j, 1]]]
-            total += weights[features * STRIDE + j * PAIR_STRIDE + cell]
+            total += weights[features * STRIDE + j * PAIR_STRIDE + cell_of(pairs[j], bins, coarse)]
         z = scalars[1] * (total + scalars[0]) + scalars[2]
         if z > LOGIT_MAX:
             z = LOGIT_MAX
@@ -81,7 +80,7 @@ def _contributions(
         for j in range(pairs.shape[0]):
             half = weights[keys[features + j]] / 2.0
             out[i, pairs[j, 0]] += half
-            out[i, pairs[j, 1]] += half
+            out[i, second_of(pairs[j])] += half
         for f in range(features):
             out[i, f] *= slope
 
@@ -90,9 +89,9 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Everything that scoring needs. Arrays are little-endian bytes in C order.
 
     `cuts`: float32 [features, CUTS, finite ones only up to len(QUANTILES)]; `weights`: float64 [features * STRIDE +
-    pairs * PAIR_STRIDE]; `pairs`: int32 [pairs, 2]; `baseline`: float64 [features], the mean contribution of each
-    feature to the raw logit over unlabelled payments. The logit is `slope` * raw + `shift` (Platt's calibration),
-    clipped to +-LOGIT_MAX. `ready`: enough matured frauds were seen; before that rules decide.
+    pairs * PAIR_STRIDE]; `pairs`: int32 [pairs, 2], see pairs.py; `baseline`: float64 [features], the mean contribution
+    of each feature to the raw logit over unlabelled payments. The logit is `slope` * raw + `shift` (Platt's
+    calibration), clipped to +-LOGIT_MAX. `ready`: enough matured frauds were seen; before that rules decide.
     """
 
     format: int = FORMAT
@@ -155,7 +154,8 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         cuts = self.cut_points
         if np.isnan(cuts).any() or (cuts[:, :-1] > cuts[:, 1:]).any():
             raise Unsound("cuts are not in ascending order")
-        chosen = np.frombuffer(self.pairs, np.int32)
+        chosen = np.frombuffer(self.pairs, np.int32).reshape(-1, 2) - np.array([0, FINE])
+        chosen[:, 1] += FINE * (chosen[:, 1] < 0)  # with or without the mark
         if len(chosen) and (chosen.min() < 0 or chosen.max() >= self.features):
             raise Unsound("a pair names a feature that is not there")
 
@@ -271,7 +271,7 @@ def kernel_hash() -> str:
     features = 8
     cuts = np.full((features, CUTS), np.inf, np.float32)
     cuts[:, : len(QUANTILES)] = np.sort(fixed_vectors(features, len(QUANTILES), seed=2), axis=1)
-    pairs = np.array([[0, 1], [2, 5]], np.int32)
+    pairs = np.array([[0, 1], [2, 5 + FINE]], np.int32)
     model = build(
         offset=0,
         features_version="",

@@ -19,7 +19,7 @@ from stream.model.calibration import Calibration, CalibrationState
 from stream.model.compiled import Compiled, build
 from stream.model.gam import Gam, GamState
 from stream.model.gate import Verdict, judge
-from stream.model.pairs import COARSE, PAIR_STRIDE, keys_of, mean_contributions
+from stream.model.pairs import COARSE, FINE, PAIR_STRIDE, keys_of, mean_contributions
 from stream.model.ring import Ring, RingState
 
 PROVISIONAL_KINDS: Final = frozenset({"fraud_report"})
@@ -40,7 +40,7 @@ SHARE_MEMORY = 1e-4  # a fraud's weight in the running shares of truth
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a learner is for. `pairs`: features by index whose coarse bins are crossed."""
+    """What a learner is for. `pairs`: features by index that are crossed, see pairs.py."""
 
     features: int
     features_version: str
@@ -119,7 +119,7 @@ class Learner:
 
     def __init__(self, settings: Settings) -> None:
         n = settings.features
-        if any(not 0 <= f < n for pair in settings.pairs for f in pair):
+        if any(not 0 <= f < n for a, b in settings.pairs for f in (a, b - FINE if b >= FINE else b)):
             raise ValueError(f"a pair of {settings.pairs} names none of the {n} features")
         self.settings = settings
         self.pairs = np.array(settings.pairs, np.int32).reshape(-1, 2)

@@ -1,6 +1,8 @@
 """Crossed features: which cell of a coarse grid over two features' bins a payment lies in.
 
-Coarse levels are at fixed quantiles, so a cell keeps its meaning when the bins below it are renewed.
+Coarse levels are at fixed quantiles, so a cell keeps its meaning when the bins below it are renewed. Of a code, as the
+merchant category, neighbours have nothing in common: all of its bins are levels. So the cells of (amount, category) and
+(hour, category) are a table of risk by category, which travels with the version.
 """
 
 from collections.abc import Sequence
@@ -13,7 +15,10 @@ from stream.model.bins import QUANTILES, STRIDE, bin_of
 
 LEVEL_QUANTILES = (0.25, 0.5, 0.75, 0.9, 0.975, 0.995)
 LEVELS = len(LEVEL_QUANTILES) + 2  # and the absent one
-PAIR_STRIDE = LEVELS * LEVELS
+PAIR_STRIDE = LEVELS * STRIDE  # room for a second feature whose every bin is a level
+
+FINE = 1 << 16  # added to the second feature of a pair: all of its bins are levels
+CODED = frozenset({"mcc"})
 
 assert set(LEVEL_QUANTILES) <= set(QUANTILES), "a level's end is a bin's end"
 
@@ -38,17 +43,30 @@ CROSSED = (
 def pairs_of(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """CROSSED as places in `names`, the model's features; a pair with a feature that is not there is left out.
 
-    >>> pairs_of(["amount", "other", "local_hour"])
-    ((0, 2),)
+    >>> pairs_of(["amount", "other", "local_hour", "mcc"])
+    ((0, 2), (0, 65539), (2, 65539))
     """
     place = {name: i for i, name in enumerate(names)}
-    return tuple((place[a], place[b]) for a, b in CROSSED if a in place and b in place)
+    return tuple((place[a], place[b] + FINE * (b in CODED)) for a, b in CROSSED if a in place and b in place)
 
 
 COARSE = np.zeros(STRIDE, np.int32)  # level of a bin; 0 = absent
 for _bin in range(1, STRIDE):
     _cuts_below = min(_bin - 1, len(QUANTILES))
     COARSE[_bin] = 1 + sum(1 for q in LEVEL_QUANTILES if QUANTILES.index(q) < _cuts_below)
+
+
+@kernel
+def second_of(pair: NDArray[np.int32]) -> int:
+    """The second feature of a pair, by its place."""
+    return int(pair[1]) & (FINE - 1)
+
+
+@kernel
+def cell_of(pair: NDArray[np.int32], bins: NDArray[np.int32], coarse: NDArray[np.int32]) -> int:
+    """Index in 0..PAIR_STRIDE-1 of a payment's cell, from the bins of all features."""
+    b = int(bins[second_of(pair)])
+    return int(coarse[bins[pair[0]]]) * STRIDE + (b if pair[1] >= FINE else int(coarse[b]))
 
 
 @kernel
@@ -64,8 +82,7 @@ def keys_of(
     for f in range(features):
         keys[f] = bin_of(cuts[f], x[f])
     for j in range(pairs.shape[0]):
-        cell = coarse[keys[pairs[j, 0]]] * LEVELS + coarse[keys[pairs[j, 1]]]
-        keys[features + j] = features * STRIDE + j * PAIR_STRIDE + cell
+        keys[features + j] = features * STRIDE + j * PAIR_STRIDE + cell_of(pairs[j], keys, coarse)
     for f in range(features):
         keys[f] += f * STRIDE
 
@@ -92,4 +109,4 @@ def mean_contributions(
         for j in range(pairs.shape[0]):
             half = weights[keys[features + j]] / 2.0 / rows
             out[pairs[j, 0]] += half
-            out[pairs[j, 1]] += half
+            out[second_of(pairs[j])] += half

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from stream.model.bins import CUTS, QUANTILES, STRIDE
 from stream.model.compiled import ENCODED_BYTES_MAX, LOGIT_MAX, Compiled, Corrupt, build
 from stream.model.gam import Gam
-from stream.model.pairs import COARSE, LEVELS, PAIR_STRIDE, keys_of, mean_contributions
+from stream.model.pairs import COARSE, FINE, LEVELS, PAIR_STRIDE, keys_of, mean_contributions
 
-PAIRS = np.array([[0, 1], [3, 2]], np.int32)
+PAIRS = np.array([[0, 1], [3, 2], [1, 4 + FINE]], np.int32)
 
 
 def _model(seed: int, features: int = 5, *, slope: float = 1.0, shift: float = 0.0, spread: float = 1.0) -> Compiled:
@@ -160,3 +160,20 @@ def test_contributions_of_many_rows_are_those_of_each():
     assert together.tobytes() == np.stack([model.contributions(row) for row in rows]).tobytes()
     with pytest.raises(ValueError, match="5 features"):
         model.contributions(rows[0, :4])
+
+
+def test_a_code_is_crossed_by_each_of_its_bins_and_a_number_by_its_level():
+    x = np.array([0.0, 0.0, 0.0, 0.0, 0.0], np.float32)
+    cuts = np.full((5, CUTS), np.inf, np.float32)
+    cuts[:, : len(QUANTILES)] = np.arange(len(QUANTILES)) + 0.5
+    pairs = np.array([[0, 4], [0, 4 + FINE]], np.int32)
+    cells: list[set[int]] = [set(), set()]
+    for value in range(len(QUANTILES) + 1):
+        x[4] = value
+        keys = np.empty(7, np.int32)
+        keys_of(x, cuts, pairs, COARSE, keys)
+        for j in range(2):
+            cell = int(keys[5 + j]) - 5 * STRIDE - j * PAIR_STRIDE
+            assert 0 <= cell < PAIR_STRIDE
+            cells[j].add(cell)
+    assert [len(found) for found in cells] == [LEVELS - 1, len(QUANTILES) + 1]
