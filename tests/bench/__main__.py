@@ -2,30 +2,27 @@
 
 import argparse
 import json
-import os
-import platform
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
+import page  # noqa: E402
+from history import described, record  # noqa: E402
 from latency import latency  # noqa: E402
 from load import make_load  # noqa: E402
 from meter import BenchFailed, Figure  # noqa: E402
 from ours import publish_payments, run_ours  # noqa: E402
-from peers import PARTITIONS, SHARE, NotPresent, prepare, prepared, run_peer  # noqa: E402
+from peers import PARTITIONS, SHARE, NotPresent, prepare, run_peer  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from stream.broker.embedded import EmbeddedBroker  # noqa: E402
 from stream.broker.topic_admin import Topic, create_topics  # noqa: E402
 
-HISTORY = Path(__file__).parent / "history.jsonl"
 console = Console(stderr=True)
 
 
@@ -42,12 +39,13 @@ def options() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="small; fails on nonsense, not on noise")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--record", action="store_true", help="append the figures to history.jsonl")
+    parser.add_argument("--page", action="store_true", help="measure nothing: write deploy/performance.md from history")
     given = parser.parse_args()
     if given.smoke:
-        given.payments, given.rounds, given.rate, given.seconds = 8_000, 1, 200.0, 4.0
+        given.payments, given.rounds, given.rate, given.seconds = 40_000, 1, 200.0, 4.0
         given.tick_s = given.snapshot_s = 2.0
-        given.timeout_s = 60.0
-        given.peers = "faust" if prepared("faust") else ""
+        given.timeout_s = 180.0
+        given.peers = given.peers or "faust"
     given.peers = [name for name in given.peers.split(",") if name]
     unknown = set(given.peers) - set(SHARE)
     if unknown:
@@ -122,7 +120,7 @@ def summary(
         for name, found in figures.items()
         if name != "ours"
     }
-    return {
+    found: dict[str, Any] = {
         "ratios": ratios | dict.fromkeys(absent),
         "not_present": absent,
         "cpu_us_per_payment": {name: round(max(f.cpu_us for f in found), 2) for name, found in figures.items()},
@@ -135,17 +133,8 @@ def summary(
         "load_average": [round(f.load_average, 1) for f in ours],
         "payments": given.payments,
         "value_bytes": round(value_bytes),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "commit": _commit(),
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": " ".join(["python", "tests/bench", *sys.argv[1:]]),
     }
-
-
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    return described("whole way", found)
 
 
 def nonsense(found: dict[str, Any]) -> list[str]:
@@ -186,6 +175,9 @@ def show(found: dict[str, Any]) -> None:
 
 def main() -> int:
     given = options()
+    if given.page:
+        console.print(f"written: {page.write()}")
+        return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else workers would outlive us
     try:
         found = measure(given)
@@ -199,8 +191,7 @@ def main() -> int:
     for line in wrong:
         console.print(f"[red]nonsense[/red]: {line}")
     if given.record:
-        with open(HISTORY, "a") as history:
-            history.write(json.dumps(found) + "\n")
+        record(found)
     if given.json:
         print(json.dumps(found))
     return 1 if wrong and given.smoke else 0

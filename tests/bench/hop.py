@@ -1,6 +1,6 @@
 """The hop alone: three copies in a row through the worker's membership and fetching, without stages.
 
-    python tests/bench/hop.py [--rates 200,1000,4000] [--seconds 20] [--json]
+    python tests/bench/hop.py [--rates 200,1000,4000] [--seconds 20] [--record] [--json]
 
 The columns of design.md's table: latency p50 / p99 in ms, open loop, producer's linger 1 ms, four partitions a topic;
 the first row is one topic read back, the floor of the method. CPU is the copying process's, per record and hop.
@@ -14,13 +14,13 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import time
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
+from history import described, record  # noqa: E402
 from latency import ANSWER_S_MAX, consume, percentile, produce  # noqa: E402
 from load import make_load  # noqa: E402
 from meter import BenchFailed, cpu_s  # noqa: E402
@@ -105,13 +105,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python tests/bench/hop.py", description=__doc__)
     parser.add_argument("--rates", default="200,1000,4000")
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--record", action="store_true", help="append the figures to history.jsonl")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     given = parser.parse_args()
-    began_s = time.monotonic()
-    found = measure([float(rate) for rate in given.rates.split(",")], given.seconds)
+    found = described("hop", measure([float(rate) for rate in given.rates.split(",")], given.seconds))
     show(found)
+    if given.record:
+        record(found)
     if given.json:
-        print(json.dumps({**found, "seconds": round(time.monotonic() - began_s, 1)}))
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

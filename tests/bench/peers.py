@@ -136,4 +136,4 @@ def run_peer(name: str, bootstrap: str, source: str, payments: int, directory: P
     return found
 
 
-__all__ = ["NotPresent", "prepare", "prepared", "run_peer"]
+__all__ = ["NotPresent", "prepare", "run_peer"]

@@ -1,6 +1,6 @@
 """CPU by step, without a broker: the stages over RocksDB in this process, driven as the worker drives them.
 
-    python tests/bench/steps.py [--payments N] [--batch N] [--profile]
+    python tests/bench/steps.py [--payments N] [--batch N] [--profile] [--record]
 
 The CPU of this thread alone is counted, so other programs disturb it little: the figure to compare changes by.
 """
@@ -15,12 +15,15 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 import msgspec  # noqa: E402
+from history import described, record  # noqa: E402
 from load import MATURITY_MS, Load, make_load  # noqa: E402
 
+from stream import collector  # noqa: E402
 from stream.replay.log import local_topic_id  # noqa: E402
 from stream.runner.partition import PartitionRunner, Reseek, Send  # noqa: E402
 from stream.stages.keys import TABLE_PENDING  # noqa: E402
@@ -105,9 +108,10 @@ class Line:
             self.cpu_s[f"{step}: write"] += time.thread_time() - began
 
 
-def run(load: Load, batch: int, directory: Path, profile: cProfile.Profile | None) -> dict[str, object]:
+def run(load: Load, batch: int, directory: Path, profile: cProfile.Profile | None) -> dict[str, Any]:
     """µs of CPU, bytes and records a payment, by step, over the last 80 % of the load."""
     line = Line(directory)
+    collector.settle()  # as a worker does
     limits = msgspec.structs.replace(LIMITS_DEFAULT, maturity_ms=MATURITY_MS)
     settings = encode_control(kind="settings", by="bench", why="measure", payload=limits, written_at=0)
     line.feed("control", [(b"settings", settings, ())])
@@ -149,12 +153,15 @@ def main() -> None:
     parser.add_argument("--payments", type=int, default=40_000)
     parser.add_argument("--batch", type=int, default=500, help="payments in a round")
     parser.add_argument("--profile", action="store_true", help="by function; the figures are then too high")
+    parser.add_argument("--record", action="store_true", help="append the figures to history.jsonl")
     given = parser.parse_args()
     profile = cProfile.Profile() if given.profile else None
     with tempfile.TemporaryDirectory(prefix="fraudstream-steps-") as directory:
         found = run(make_load(given.payments), given.batch, Path(directory), profile)
     if profile is not None:
         pstats.Stats(profile).sort_stats("tottime").print_stats(45)
+    if given.record:
+        record(described("steps", found))
     print(json.dumps(found, indent=1))
 
 

@@ -1,0 +1,46 @@
+"""Figures that were measured, one JSON object a line, with what they were measured on: `history.jsonl`."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+HISTORY = Path(__file__).parent / "history.jsonl"
+
+Kind = Literal["whole way", "hop", "steps"]
+
+
+def described(kind: Kind, found: dict[str, Any]) -> dict[str, Any]:
+    """`found` with kind, machine, commit, time (UTC) and command."""
+    words = ["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]
+    return {
+        "kind": kind,
+        **found,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "commit": _commit(),
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": " ".join(word for word in words if word not in ("--record", "--json")),
+    }
+
+
+def record(figures: dict[str, Any]) -> None:
+    with open(HISTORY, "a") as history:
+        history.write(json.dumps(figures) + "\n")
+
+
+def latest(kind: Kind) -> dict[str, Any] | None:
+    """The last one of this kind; None: it was never measured."""
+    if not HISTORY.exists():
+        return None
+    of_kind = [line for line in map(json.loads, HISTORY.read_text().splitlines()) if line.get("kind") == kind]
+    return of_kind[-1] if of_kind else None
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
