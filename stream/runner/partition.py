@@ -10,7 +10,6 @@ Bounds: one entry per sender partition in `origins`, one per destination partiti
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from operator import attrgetter, lt
 from typing import NamedTuple
 
 import msgspec
@@ -41,7 +40,6 @@ from topics.journal import (
 META_KEY = b"\x00meta"
 META_LAYOUT = 1
 
-_origin = attrgetter("offset", "n")
 _new = tuple.__new__
 
 RAW_OVERHEAD_BYTES = 100  # of a raw record in a block, beside its value
@@ -264,13 +262,9 @@ class PartitionRunner:
             return [Step(offset, i, at_ms, sender, item) for i, item in enumerate(items)]
         last = self._origins.get(sender, FIRST_PREV)
         prev = block.prev
-        origins: list[tuple[int, int]] = list(map(_origin, items))
-        if prev == last and items and last < origins[0] and all(map(lt, origins, origins[1:])):
-            self._origins[sender] = origins[-1]
-            self.open_gaps.pop(sender, None)
-            return [Step(offset, i, at_ms, sender, item) for i, item in enumerate(items)]
         admitted: list[Step] = []
-        for i, (item, this) in enumerate(zip(items, origins, strict=True)):
+        for i, item in enumerate(items):
+            this = (item.offset, item.n)
             if this > last:
                 if prev == last:
                     admitted.append(Step(offset, i, at_ms, sender, item))

@@ -206,7 +206,8 @@ class TerminalStage:
         if (decided.probability[i] or 0.0) >= NOTABLE_PROBABILITY:
             flags |= pending.NOTABLE
         entity = b"" if payment.terminal_id is None else keys.entity_key(payment.tenant_id, payment.terminal_id)
-        self._state.put(key, pending.pack_new(flags, entity, decided.rows[i]))
+        features = decided.rows[i]
+        self._state.put(key, pending.pack_new(flags, entity, features))
         if key < self._globals.cursor:
             self._state.put(keys.TABLE_LATE_DUE + key[1:], b"")
             self._globals.due_left = True
