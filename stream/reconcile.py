@@ -69,6 +69,8 @@ class _Origin(Struct):
     offset: int
 
 
+_OFFSET_BITS = 48
+
 _mode = msgspec.json.Decoder(_Mode)
 _answer = msgspec.json.Decoder(_Answer)
 _letter = msgspec.json.Decoder(_Letter)
@@ -84,19 +86,19 @@ def reconcile(
     if absent:
         raise OperatorError(f"no topic {', '.join(absent)}")
     topic_id = id_bytes(described[names[0]].topic_id).hex().encode()
-    asked: set[tuple[int, int]] = set()
-    backfill: set[tuple[int, int]] = set()
+    asked: set[int] = set()
+    backfill: set[int] = set()
     for message in _read(client, names[0], progress):
-        place = (message.partition() or 0, message.offset() or 0)
+        place = _place(message.partition() or 0, message.offset() or 0)
         (backfill if _is_backfill(message.value()) else asked).add(place)
     counts = _Counts()
     for message in _read(client, names[1], progress):
         counts.take(message, topic_id)
-    letters: set[tuple[int, int]] = set()
+    letters: set[int] = set()
     for message in _read(client, names[2], progress):
         letter = _letter.decode(message.value() or b"{}")
         if letter.origin.topic == "payments":
-            letters.add((letter.origin.partition, letter.origin.offset))
+            letters.add(_place(letter.origin.partition, letter.origin.offset))
     first = counts.value_of
     # A refused backfill is answered nowhere; one whose mode could not be read is.
     missing = sorted(asked - first.keys())
@@ -114,9 +116,18 @@ def reconcile(
         backfill=len(backfill),
         dead_letters=len(letters),
         dead_letters_missing=len((counts.refused - counts.expired) - letters),
-        missing_origins=[f"payments[{p}]@{o}" for p, o in missing[:NAMED_MAX]],
-        conflicting_origins=[f"payments[{p}]@{o}" for p, o in conflicting[:NAMED_MAX]],
+        missing_origins=list(map(_named, missing[:NAMED_MAX])),
+        conflicting_origins=list(map(_named, conflicting[:NAMED_MAX])),
     )
+
+
+def _place(partition: int, offset: int) -> int:
+    """A record on `payments` as one number, in order of partition and offset: millions of them are held."""
+    return partition << _OFFSET_BITS | offset
+
+
+def _named(place: int) -> str:
+    return f"payments[{place >> _OFFSET_BITS}]@{place & (1 << _OFFSET_BITS) - 1}"
 
 
 class _Counts:
@@ -124,10 +135,10 @@ class _Counts:
 
     def __init__(self) -> None:
         self.answers = 0
-        self.value_of: dict[tuple[int, int], bytes] = {}
-        self.conflicting: set[tuple[int, int]] = set()
-        self.refused: set[tuple[int, int]] = set()
-        self.expired: set[tuple[int, int]] = set()
+        self.value_of: dict[int, bytes] = {}
+        self.conflicting: set[int] = set()
+        self.refused: set[int] = set()
+        self.expired: set[int] = set()
         self._of_payment: dict[bytes, bytes] = {}
         self._contradicting: set[bytes] = set()
 
@@ -137,7 +148,7 @@ class _Counts:
         value = message.value() or b""
         if origin[0] != topic_id:
             return
-        place = (int(origin[1]), int(origin[2]))
+        place = _place(int(origin[1]), int(origin[2]))
         digest = blake2b(value, digest_size=12).digest()
         if self.value_of.setdefault(place, digest) != digest:
             self.conflicting.add(place)

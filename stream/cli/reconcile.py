@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from stream import collector
 from stream.cli.broker import known_settings
 from stream.cli.topics import BootstrapOption, JsonOption, PrefixOption
 from stream.errors import OperatorError
@@ -24,6 +25,7 @@ def command(bootstrap: BootstrapOption = None, prefix: PrefixOption = None, as_j
     """
     settings = known_settings(bootstrap=bootstrap, prefix=prefix)
     columns = (SpinnerColumn(), TextColumn("{task.completed:,} records read"), TimeElapsedColumn())
+    collector.settle()
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("", total=None)
