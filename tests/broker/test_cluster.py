@@ -6,7 +6,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from stream.broker.cluster import EmbeddedCluster
 from stream.broker.topic_admin import Topic, create_topics, describe_topics
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(300)]  # six starts of Java
 
 
 def test_a_killed_leader_loses_nothing_and_comes_back(tmp_path):
