@@ -21,6 +21,10 @@ INTRODUCTION = (
     "Written by `python tests/quality`; each section names the commit that was measured and how long it took. The "
     "machine has two cores, shared with other work, so seconds are upper bounds."
 )
+# At the start: what is measured is what was imported, whatever is checked out meanwhile.
+COMMIT = subprocess.run(
+    ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+).stdout.strip()
 PARTS = ("handbook", "lightgbm", "delays", "poison")
 
 
@@ -79,8 +83,7 @@ def measure(part: str, directory: Path, handbook: Path | None, *, short: bool) -
         found = experiments.delayed_labels(directory)
     else:
         found = experiments.poisoned_labels(directory)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {"found": found, "seconds": round(time.time() - begun), "commit": commit.stdout.strip()}
+    return {"found": found, "seconds": round(time.time() - begun), "commit": COMMIT}
 
 
 def page(results: dict[str, Any]) -> str:
