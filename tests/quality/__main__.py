@@ -100,7 +100,8 @@ def page(results: dict[str, Any]) -> str:
         found = result["found"]
         head = f"## {title}\nCommit {result['commit']}, {result['seconds']} s. {told}"
         if part == "handbook":
-            parts.append("\n\n".join([head, _table(found["figures"]), found["told"], _table(found["deciles"])]))
+            deciles = [_table(found["deciles"])] if found["deciles"] else []
+            parts.append("\n\n".join([head, _table(found["figures"]), found["told"], *deciles]))
         else:
             parts.append(f"{head}\n\n{_table(found)}")
 
