@@ -403,19 +403,21 @@ class AccountStage:
         return self._state.get_many([key or keys.ENTITY_STORE_KEY for key in wanted])
 
     def _emit_first(self, w: _First, block: bytes, out: Outbox) -> None:
-        step, raw, payment = w.step, w.raw, w.parsed.payment
+        step, raw = w.step, w.raw
+        topic_id, partition = step.sender
         placed = Placed(
             step.offset,
             origin_n(step, 0),
             raw.at_ms,
-            *step.sender,
+            topic_id,
+            partition,
             raw.offset,
             w.pid,
             w.late,
             w.base_amount,
-            payment,
+            w.parsed.payment,
             [block],
-            clean_traceparent(raw.traceparent),
+            None if raw.traceparent is None else clean_traceparent(raw.traceparent),
         )
         out.journal(step, TERMINAL_JOURNAL, w.partition, placed)
         if w.adopts:

@@ -53,19 +53,7 @@ class Answerer:
         """Answer a payment record `refused`, and keep it in the dead letters. A backfill gets no answer."""
         if payment is None or payment.mode != "backfill":
             delivery = Delivery(*sender, raw.offset, clean_traceparent(raw.traceparent))
-            about = (
-                _NOBODY
-                if payment is None
-                else _About(
-                    payment.tenant_id,
-                    payment.payment_id,
-                    payment.account_id,
-                    payment.mode,
-                    payment.event_time,
-                    payment.respond_by,
-                )
-            )
-            self._refused(step, delivery, about, refusal, out)
+            self._refused(step, delivery, _NOBODY if payment is None else _about(payment), refusal, out)
         self.bury(step, raw, sender, "payments", refusal, out)
 
     def refuse_skipped(self, step: Step, item: Placed | Repeat, out: Outbox) -> None:
@@ -73,17 +61,9 @@ class Answerer:
         if isinstance(item, Repeat):
             about = _About(item.tenant_id, item.payment_id, item.account_id, "live", None, None)
         else:
-            payment = item.payment
-            if payment.mode == "backfill":
+            if item.payment.mode == "backfill":
                 return
-            about = _About(
-                payment.tenant_id,
-                payment.payment_id,
-                payment.account_id,
-                payment.mode,
-                payment.event_time,
-                payment.respond_by,
-            )
+            about = _about(item.payment)
         self._refused(step, delivery_of(item), about, SKIPPED, out)
 
     def refuse_expired(self, step: Step, item: Repeat, out: Outbox) -> None:
@@ -178,6 +158,17 @@ class _About(Struct, frozen=True, gc=False):
     mode: Mode
     event_time: int | None
     respond_by: int | None
+
+
+def _about(payment: Payment) -> _About:
+    return _About(
+        payment.tenant_id,
+        payment.payment_id,
+        payment.account_id,
+        payment.mode,
+        payment.event_time,
+        payment.respond_by,
+    )
 
 
 _NOBODY = _About(None, None, None, "live", None, None)
