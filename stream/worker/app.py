@@ -20,7 +20,7 @@ from stream import collector, self_check
 from stream.broker.topic_admin import describe_topics, id_bytes
 from stream.errors import ConfigurationError, OperatorError, StateError
 from stream.runner.errors import ForeignState, StepFailed, Unreadable
-from stream.runner.partition import Reseek, no_crash, suppress_below
+from stream.runner.partition import PartitionRunner, Reseek, no_crash, suppress_below
 from stream.settings import Settings
 from stream.stages.account import TERMINAL_JOURNAL
 from stream.stages.answers import DEAD_LETTERS, DECISIONS, DETAILS
@@ -376,6 +376,13 @@ class Worker:
                 continue
             runner = host.runner
             for batch in _batches(fetched.records, bytes_max=0 if host.careful else BATCH_BYTES):
+                if self.membership.held:
+                    # Of a backlog a round may last for minutes, and the group waits for nobody that long.
+                    log.info(
+                        "%s[%d]: a round is cut short at offset %d: the group changes", *host.tp, runner.next_offset
+                    )
+                    self._read_again(fetched.tp, host, runner)
+                    break
                 if host.status is not Status.RUNNING or host.runner is not runner:
                     break  # it was stopped or taken away while others had their turn
                 try:
@@ -384,14 +391,18 @@ class Worker:
                     self._failed(fetched.tp, host, error)
                     break
                 if isinstance(sends, Reseek):
-                    host.epoch = runner.epoch = runner.epoch + 1
-                    self.membership.fetcher.start(fetched.tp, sends.offset, host.epoch)
+                    self._read_again(fetched.tp, host, runner)
                     break
                 if sends:
                     await self.producer.send(runner, sends)
                 await asyncio.sleep(0)  # a round of a backlog may be large: checkpoints and timers get their turn
             if isinstance(runner.stage, TerminalStage):
                 self._measure(runner.stage)
+
+    def _read_again(self, tp: TP, host: Host, runner: PartitionRunner) -> None:
+        """What was fetched and not applied comes again, under a new epoch."""
+        host.epoch = runner.epoch = runner.epoch + 1
+        self.membership.fetcher.start(tp, runner.next_offset, host.epoch)
 
     def _measure(self, stage: TerminalStage) -> None:
         """Time from the broker's timestamp of a payment to the moment its answer is handed to the producer."""

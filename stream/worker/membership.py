@@ -154,6 +154,11 @@ class Membership:
         return self._ticket[1] if self._ticket is not None else NO_GENERATION
 
     @property
+    def held(self) -> bool:
+        """Whether the group is about to change, or we leave: a round that is under way should end soon."""
+        return self._held
+
+    @property
     def settled(self) -> bool:
         """False while the group is changing: no round comes, and after `on_hold` no commit is taken."""
         return self._ticket is not None and not self._held
