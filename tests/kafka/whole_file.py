@@ -22,7 +22,7 @@ from typing import Any
 
 FRAUD = (sys.executable, "-c", "from stream.cli.main import main; main()")
 ROOT = Path(__file__).parents[2]
-LOOK_S = 5.0
+LOOK_S = 2.0
 STALLED_S = 300.0
 
 
@@ -77,17 +77,28 @@ def answers(bootstrap: str) -> int:
 
 def until_answers(bootstrap: str, wanted: int) -> int:
     """Wait for so many. Raises if none comes for `STALLED_S`."""
-    most, since_s = -1, time.monotonic()
+    most, said, since_s = -1, 0, time.monotonic()
     while True:
         found = answers(bootstrap)
         if found >= wanted:
             return found
         if found > most:
             most, since_s = found, time.monotonic()
-            say(f"{found:,} answers")
+            if most - said >= wanted // 50:
+                said = most
+                say(f"{found:,} answers")
         elif time.monotonic() - since_s > STALLED_S:
             raise SystemExit(f"{found:,} of {wanted:,} answers, and none for {STALLED_S:.0f} s")
         time.sleep(LOOK_S)
+
+
+def until_member(log: Path, times: int) -> None:
+    """Wait until the group has given partitions to the worker of this log for so many times."""
+    began_s = time.monotonic()
+    while len(re.findall(r"generation \d+: .* added [1-9]", log.read_text())) < times:
+        if time.monotonic() - began_s > STALLED_S:
+            raise SystemExit(f"no partitions for {STALLED_S:.0f} s:\n{log.read_text()[-2000:]}")
+        time.sleep(0.5)
 
 
 def run(given: argparse.Namespace, place: Path) -> dict[str, Any]:
@@ -107,7 +118,8 @@ def run(given: argparse.Namespace, place: Path) -> dict[str, Any]:
 
         first = worker("a")
         worker("b")
-        time.sleep(15)
+        for name in ("a", "b"):
+            until_member(place / f"{name}.log", 1)
         words = ("publish", str(given.payments), "--labels", str(given.labels), "--rate", str(given.rate))
         publisher = operator.start("publish.log", *words)
         started.append(publisher)
@@ -115,8 +127,10 @@ def run(given: argparse.Namespace, place: Path) -> dict[str, Any]:
         first.kill()
         first.wait()
         say(f"killed the first worker at {at_kill:,} answers")
-        time.sleep(15)
+        until_member(place / "b.log", 2)
+        say("the second has taken over; the first is started again")
         worker("a")
+        until_member(place / "a.log", 2)
         until_answers(bootstrap, payments)
         publisher.wait()
         while (reconciled := operator.ask("reconcile"))["missing"]:  # copies count as answers above
@@ -125,7 +139,7 @@ def run(given: argparse.Namespace, place: Path) -> dict[str, Any]:
         for process in started:
             if process.poll() is None:
                 process.terminate()
-        codes = [process.wait(30) for process in started[1:]]
+        codes = [process.wait(60) for process in started[1:]]
         dumped = operator.ask("journals", "dump", "journals")
     finally:
         for process in started:
