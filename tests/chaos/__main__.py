@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,9 +27,11 @@ from chaos_faults_version import ENGINE  # noqa: E402, F401  (registers its faul
 from stream.reconcile import reconcile  # noqa: E402
 
 
-def try_fault(name: str, payments: int, seed: int, broker: AnyBroker, directory: Path) -> dict[str, Any]:
+def try_fault(
+    name: str, payments: int, seed: int, times: int | None, broker: AnyBroker, directory: Path
+) -> dict[str, Any]:
     """One fault under load, and what it left behind. `failed`: why the run is no good; empty if it is."""
-    deployment = Deployment(broker, directory, f"{name}-{os.getpid()}-{seed}.", seed)
+    deployment = Deployment(broker, directory, f"{name}-{os.getpid()}-{seed}.", seed, times=times)
     began_s = time.monotonic()
     failed: list[str] = []
     try:
@@ -36,6 +39,7 @@ def try_fault(name: str, payments: int, seed: int, broker: AnyBroker, directory:
         evidence = FAULTS[name](deployment, payments)
         deployment.until_answered()
         deployment.settle()
+        deployment.say("all is answered; the workers leave, and everything is compared")
         codes = deployment.stop_workers()
         if any(codes):
             failed.append(f"workers ended with {codes}")
@@ -119,12 +123,20 @@ def ci_faults(day: int) -> list[str]:
     return [CI_TURNS[(day * CI_FAULTS + i) % len(CI_TURNS)] for i in range(CI_FAULTS)]
 
 
-def run(name: str, payments: int, seed: int, keep: Path | None, record: Path | None) -> dict[str, Any]:
+def commit() -> str:
+    """What was tried."""
+    words = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def run(
+    name: str, payments: int, seed: int, times: int | None, keep: Path | None, record: Path | None
+) -> dict[str, Any]:
     """One fault on a broker of its own; whatever goes wrong is in `failed`."""
     directory = keep or Path(tempfile.mkdtemp(prefix="fraudstream-chaos-"))
     try:
         with BROKERS[name](directory) as broker:
-            result = try_fault(name, payments, seed, broker, directory)
+            result = try_fault(name, payments, seed, times, broker, directory)
     except Exception as error:
         traceback.print_exc()
         result = {"fault": name, "seed": seed, "failed": [f"{type(error).__name__}: {error}"]}
@@ -135,7 +147,7 @@ def run(name: str, payments: int, seed: int, keep: Path | None, record: Path | N
         print(f"{name}: {line}", file=sys.stderr)
     if record is not None:
         with open(record, "a", encoding="utf-8") as out:
-            out.write(json.dumps(result) + "\n")
+            out.write(json.dumps({**result, "commit": commit()}) + "\n")
     return result
 
 
@@ -152,6 +164,7 @@ def main() -> int:
     what.add_argument("--report", action="store_true", help="write deploy/reliability.md from what was recorded")
     parser.add_argument("--payments", type=int, help=f"default {PAYMENTS:,}, with --ci {CI_PAYMENTS:,}")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--times", type=int, help="how often it happens; default by the number of payments")
     parser.add_argument("--keep", type=Path, help="keep logs and states in this directory")
     parser.add_argument("--record", action="store_true", help="append the result to tests/chaos/results.jsonl")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
@@ -170,7 +183,7 @@ def main() -> int:
     results: list[dict[str, Any]] = []
     for name in names:
         keep = options.keep / name if options.keep is not None and len(names) > 1 else options.keep
-        results.append(run(name, payments, options.seed, keep, RESULTS if options.record else None))
+        results.append(run(name, payments, options.seed, options.times, keep, RESULTS if options.record else None))
         print(json.dumps(results[-1]), flush=True)
     if options.json and len(names) > 1:
         total = {

@@ -225,8 +225,8 @@ class Watcher(threading.Thread):
         consumer.close()
 
     def _advance(self) -> None:
-        now_s = time.monotonic()
         with self.lock:
+            now_s = time.monotonic()  # under the lock: no moment that is marked lies after it
             for partition, offsets in self.expected.items():
                 answered, at = self._answered[partition], self._next[partition]
                 start = at
@@ -335,6 +335,7 @@ class Deployment:
     prefix: str
     seed: int
     snapshots: bool = True
+    times: int | None = None  # how often the fault happens; None: by the number of payments
     environment: dict[str, str] = field(default_factory=dict)
     command: list[str] = field(default_factory=lambda: [*COMMAND])
     workers: list[WorkerProcess] = field(default_factory=list)
@@ -350,6 +351,7 @@ class Deployment:
         self.cleanups: list[Callable[[], object]] = []
         # Journals as they were before a fault took records away: topic and partition → topic id, records.
         self.saved: dict[tuple[str, int], tuple[bytes, list[Record]]] = {}
+        self.began_s = time.monotonic()
         self.held_back = 0  # records that must stay unanswered: their journal is lost, and nothing is guessed
 
     def begin(self) -> None:
@@ -421,11 +423,22 @@ class Deployment:
         before = self.watcher.answers
         self.until(lambda: self.watcher.answers > before, "no new answers", timeout_s)
 
+    def times_or(self, default: int) -> int:
+        """How often the fault is to happen."""
+        return default if self.times is None else self.times
+
+    def say(self, text: str) -> None:
+        """A line of progress."""
+        sent = sum(feed.sent for feed in self.feeds)
+        at_s = time.monotonic() - self.began_s
+        print(f"{at_s:7.1f} s  {text}; sent {sent:,}, waiting {self.watcher.waiting:,}", file=sys.stderr, flush=True)
+
     def until_recovered(self, moment: Moment) -> None:
         """All that had been sent by then is answered."""
         while moment.answered_s is None:
             time.sleep(0.05)
             self._look()
+        self.say(f"{moment.what}: answered after {moment.answered_s - moment.at_s:.1f} s")
 
     def until_answered(self) -> None:
         """All that was sent is answered. Raises `ChaosError` if nothing moves for `ANSWER_S_MAX`."""

@@ -83,7 +83,7 @@ def table(runs: Iterable[dict[str, Any]]) -> str:
             str(len(tried) - len(of)),
             *(f"{sum(run.get(field, 0) for run in of):,}" for field in ("payments", "missing", "conflicting")),
             evidence_of(of),
-            f"{max(run.get('recovery_seconds', 0.0) for run in of)}",
+            f"{max(run.get('recovery_seconds') or 0.0 for run in of)}",
         )
         rows.append("| " + " | ".join(cells) + " |")
     failures = [f"- {run['fault']}, seed {run['seed']}: {run['failed'][0]}" for run in failing]
