@@ -60,7 +60,7 @@ def _fraud_commands() -> list[str]:
 def test_a_command_that_is_named_exists_with_its_options(text: str):
     from typer.main import get_command
 
-    from stream.cli.main import app
+    from stream.cli.commands import app
 
     found: Any = get_command(app)
     words = shlex.split(text)[1:]

@@ -1,4 +1,4 @@
-"""The command `fraud`: wires the command groups together, and does nothing else."""
+"""The commands of `fraud`: wires the command groups together, and does nothing else."""
 
 import typer
 
@@ -44,7 +44,3 @@ app.command("mode", epilog='Example: fraud mode enforce --by ana --why "two week
 )
 app.command("engine", epilog='Example: fraud engine 1 --by ana --why "back to the release before"')(operate.engine)
 app.command("skip", epilog='Example: fraud skip terminal-journal 2 4711 --by ana --why "issue 12"')(operate.skip_record)
-
-
-def main() -> None:
-    app()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
+from stream.cli.commands import app
 from stream.cli.features import features_page
-from stream.cli.main import app
 
 RUN = CliRunner()
 

@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import average_precision_score, precision_recall_curve
 from typer.testing import CliRunner
 
-from stream.cli.main import app
+from stream.cli.commands import app
 from stream.evaluate.ablation import weighted_average_precision
 from stream.evaluate.page import write_page
 from stream.evaluate.quality import Quality, curve_of, quality, weeks_of
