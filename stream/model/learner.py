@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stream.model.bins import CUTS, RENEWAL_ROWS, STRIDE, Sketch, SketchState, carried_over
 from stream.model.calibration import Calibration, CalibrationState
-from stream.model.compiled import Compiled, build
+from stream.model.compiled import Compiled, Unsound, build
 from stream.model.gam import Gam, GamState
 from stream.model.gate import Verdict, judge
 from stream.model.pairs import COARSE, FINE, PAIR_STRIDE, keys_of, mean_contributions
@@ -63,6 +63,12 @@ class Held(msgspec.Struct, frozen=True):
     verdict: Verdict
 
 
+class Broken(msgspec.Struct, frozen=True):
+    """What was learned cannot score, and was thrown away. The active version stays."""
+
+    why: str
+
+
 class Source(msgspec.Struct, array_like=True):
     """What a source of labels taught: on its latest day, and on an average day before."""
 
@@ -90,6 +96,7 @@ class Counts(msgspec.Struct, kw_only=True):
     published: int = 0
     held: int = 0
     renewals: int = 0
+    broken: int = 0  # times that weights were no finite numbers
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +132,7 @@ class Learner:
         self.pairs = np.array(settings.pairs, np.int32).reshape(-1, 2)
         self.sketch = Sketch(n, seed=settings.seed)
         self.cuts: NDArray[np.float32] | None = None
-        self.gam = Gam(n * STRIDE + len(self.pairs) * PAIR_STRIDE)
+        self.gam = self._new_gam()
         self.calibration = Calibration()
         self.gate_frauds = Ring(GATE_FRAUDS, n)
         self.gate_legitimate = Ring(GATE_LEGITIMATE, n)
@@ -192,12 +199,20 @@ class Learner:
         self._learn(features, fraud, weight)
         return weight
 
-    def tick(self, offset: int) -> Published | Held | None:
-        """A version of what was learned up to `offset` of `examples`; None if nothing was since the last tick."""
+    def tick(self, offset: int) -> Published | Held | Broken | None:
+        """A version of what was learned up to `offset` of `examples`; None if nothing was since the last tick.
+
+        Weights that are no finite numbers give none: they are thrown away, and the next example is learned from zero.
+        The active version stays, and the gate lets another pass when that is not worse.
+        """
         if self.cuts is None or self.gam.steps == self._ticked_steps:
             return None
         self._ticked_steps = self.gam.steps
-        compiled = self._compile(offset)
+        try:
+            compiled = self._compile(offset)
+        except Unsound as error:
+            self._learn_anew()
+            return Broken(str(error))
         legitimate, frauds = self.shares
         verdict = judge(
             compiled,
@@ -293,6 +308,15 @@ class Learner:
         for example in waiting:
             self._learn(np.frombuffer(example.features, np.float32), example.fraud, example.weight)
 
+    def _new_gam(self) -> Gam:
+        return Gam(self.settings.features * STRIDE + len(self.pairs) * PAIR_STRIDE)
+
+    def _learn_anew(self) -> None:
+        self.counts.broken += 1
+        self.gam = self._new_gam()
+        self.calibration = Calibration()
+        self._ticked_steps = 0
+
     def _compile(self, offset: int) -> Compiled:
         assert self.cuts is not None
         n = self.settings.features
@@ -356,6 +380,14 @@ class Learner:
         learner.sources = state.sources
         learner.waiting = state.waiting
         learner.counts = state.counts
-        learner.active = Compiled.decode(state.active) if state.active else None
+        learner.active = _sound(state.active) if state.active else None
         learner._ticked_steps = state.ticked_steps
         return learner
+
+
+def _sound(encoded: bytes) -> Compiled | None:
+    """A version that was active; None if it cannot score: what decides has refused it, and any that can is better."""
+    try:
+        return Compiled.decode(encoded)
+    except Unsound:
+        return None

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stream.errors import InternalError
 from stream.features import FEATURES_VERSION, MODEL_FEATURES, MODEL_NAMES
-from stream.model.learner import MATURITY_SOURCE, PROVISIONAL_WEIGHT, Held, Learner, Published
+from stream.model.learner import MATURITY_SOURCE, PROVISIONAL_WEIGHT, Broken, Held, Learner, Published
 from stream.model.learner import Settings as LearnerSettings
 from stream.model.pairs import pairs_of
 from stream.stages.control import CONTROL, model_record
@@ -47,7 +47,10 @@ def teach(learner: Learner, example: Example, features: NDArray[np.float32]) -> 
 
 
 class LearnStage:
-    """Learns what comes, publishes at ticks. `fresh`: the learner of a partition that has no state yet."""
+    """Learns what comes, publishes at ticks. `fresh`: the learner of a partition that has no state yet.
+
+    `broken`: why what was learned since the version before was thrown away, until there is a version again. Else empty.
+    """
 
     def __init__(self, state: State, fresh: Callable[[], Learner]) -> None:
         self._state = state
@@ -55,6 +58,7 @@ class LearnStage:
         self.learner = fresh() if kept is None else Learner.from_bytes(kept)
         self.counts: Counter[str] = Counter()
         self._changed = False
+        self.broken = ""
         self.active_version = "" if self.learner.active is None else self.learner.active.version
 
     def apply(self, steps: Sequence[Step], out: Outbox) -> None:
@@ -86,6 +90,11 @@ class LearnStage:
         if result is None:
             return
         self._changed = True
+        if isinstance(result, Broken):
+            self.counts["broken"] += 1
+            self.broken = result.why
+            return
+        self.broken = ""
         if isinstance(result, Published):
             self.active_version = result.compiled.version
             self.counts["published"] += 1

@@ -26,6 +26,7 @@ from stream.stages.account import TERMINAL_JOURNAL
 from stream.stages.answers import DEAD_LETTERS, DECISIONS, DETAILS
 from stream.stages.control import CONTROL
 from stream.stages.intake import ACCOUNT_JOURNAL
+from stream.stages.learn import LearnStage
 from stream.stages.stage import Journal, Record, Stage
 from stream.stages.state import State
 from stream.stages.terminal import EXAMPLES, TerminalStage
@@ -644,6 +645,8 @@ class Worker:
                     self._say_refused(host, runner.stage)
                     if runner.stage.due_left:
                         self.producer.tick(TERMINAL_JOURNAL, host.tp.partition, tick_block(now_ms))
+                if isinstance(runner.stage, LearnStage):
+                    self._say_broken(host, runner.stage)
                 due = time.monotonic() - last_s >= self.settings.tick_every_s
                 if host.tp.topic == EXAMPLES and due and runner.next_offset > ticked_at + 1:
                     self.producer.tick(EXAMPLES, 0, tick_block(now_ms))
@@ -660,6 +663,20 @@ class Worker:
                 "rules alone decide" if model is None else f"{model.version} decides on",
             )
         host.said_refused = refused
+
+    def _say_broken(self, host: Host, stage: LearnStage) -> None:
+        """Once, when what was learned cannot score, and once when there is a version again."""
+        if stage.broken and not host.said_refused:
+            log.error(
+                "%s[%d]: MODEL BROKEN, no version is published: %s; it is learned anew, and %s. Programmer: find out "
+                "how that came about",
+                *host.tp,
+                stage.broken,
+                f"{stage.active_version} decides on" if stage.active_version else "rules alone decide",
+            )
+        elif host.said_refused and not stage.broken:
+            log.warning("%s[%d]: there are versions again", *host.tp)
+        host.said_refused = stage.broken
 
     async def _snapshots(self) -> None:
         url = self.settings.snapshot_url

@@ -330,6 +330,8 @@ class Observer:
                     yield Sample("maturity_lag_seconds", (newest_ms - clock_ms) / 1000, (partition,))
             elif isinstance(stage, TerminalStage):
                 yield from self._decides(stage, partition)
+            elif isinstance(stage, LearnStage):
+                yield Sample("model_refused", bool(stage.broken), ("learner",))
 
     def _decides(self, stage: TerminalStage, partition: str) -> Iterator[Sample]:
         if stage.label_clock_ms:

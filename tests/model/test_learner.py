@@ -1,3 +1,4 @@
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,6 +6,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stream.model.bins import RENEWAL_ROWS
+from stream.model.compiled import Compiled
 from stream.model.learner import (
     MATURITY_SOURCE,
     PROVISIONAL_WEIGHT,
@@ -12,6 +14,7 @@ from stream.model.learner import (
     SOURCE_DAY_WEIGHT_MIN,
     SOURCES_MAX,
     WAITING_MAX,
+    Broken,
     Held,
     Learner,
     Published,
@@ -216,3 +219,36 @@ def test_bins_are_renewed_from_the_latest_rows_and_never_again_from_few():
         assert learner.counts.renewals == n + 1
         assert learner.cuts is not None
         assert abs(float(learner.cuts[0, 9]) - n) < 0.3  # the median of this block, not of all rows so far
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_never_published(number: float):
+    learner = _taught()
+    good = learner.tick(1)
+    assert isinstance(good, Published)
+    learner.gam.mean[0] = number
+    _teach(learner, *_world(2, 100))
+    for state in (learner, Learner.from_bytes(learner.to_bytes())):  # also what a damaged state says
+        held = state.tick(2)
+        assert isinstance(held, Broken)
+        assert state.active is not None
+        assert state.active.version == good.compiled.version
+        _teach(state, *_world(2, 2_000))
+        assert isinstance(state.tick(3), Published | Held), "it is learned anew"
+
+
+def test_a_state_whose_active_version_cannot_score_goes_on_without_one():
+    learner = _taught()
+    good = learner.tick(1)
+    assert isinstance(good, Published)
+    broken = build_like(good.compiled, np.full(good.compiled.features, np.nan))
+    learner.active = broken
+    restored = Learner.from_bytes(learner.to_bytes())
+    assert restored.active is None
+    _teach(restored, *_world(2, 100))
+    assert isinstance(restored.tick(2), Published)
+
+
+def build_like(compiled: Compiled, baseline: NDArray[np.float64]) -> Compiled:
+    changed = msgspec.structs.replace(compiled, baseline=baseline.tobytes())
+    return msgspec.structs.replace(changed, version=changed.expected_version())

@@ -10,8 +10,10 @@ from sim_log import TP, SimLog
 from sim_small import UNLABELLED_ONE_IN, keep_legitimate, small_learner
 from sim_world import JOURNALS, World
 
+from stream.model.compiled import Compiled
 from stream.replay.log import local_topic_id
 from stream.runner.partition import META_KEY, PartitionRunner, Reseek, Send
+from stream.stages.control import ModelPayload
 from stream.stages.keys import TABLE_PENDING, payment_hash, pid64
 from stream.stages.stage import Journal, Record
 from stream.stages.state import MemoryStore, State
@@ -303,6 +305,9 @@ class Reading:
         if marker.kind == "settings":
             self.limits = payload_as(control, Limits)
         elif marker.kind == "model":
+            payload = payload_as(control, ModelPayload)
+            require(payload.held is None, "a version that was held came into force:", control.version)
+            Compiled.decode(payload.compiled)  # none that cannot score
             self.model = control.version
 
     def _place(self, item: Placed, examples: list[Example]) -> None:

@@ -5,7 +5,7 @@ from random import Random
 from typing import NamedTuple
 
 from sim_checks import check
-from sim_small import small_bounds
+from sim_small import NEVER, BreakingGam, small_bounds
 from sim_workload import workload
 from sim_world import World
 
@@ -25,12 +25,14 @@ def run_seed(seed: int, *, payments: int = PAYMENTS) -> Ran:
     """Raises what went wrong."""
     rng = Random(seed)
     partitions = Partitions(payments=2, account=rng.choice((1, 2, 3)), terminal=rng.choice((1, 2)), decisions=2)
-    with small_bounds():
+    breaks_at = rng.randrange(2, 40) if rng.random() < 0.15 else NEVER
+    with small_bounds(breaks_at):
         load = workload(rng, payments, partitions.payments)
         world = World(rng, load, partitions, faults=seed % 8 != 0)
         world.run()
         check(world, load.forgetful, Random(seed))
         models = {record.value for _, record in world.log.of("control") if record.key == b"model"}
+        world.happened["weights became NaN"] += BreakingGam.broken
         world.happened["model versions"] += len(models)
         world.happened["examples"] += world.log.end(("examples", 0))
         world.happened["decisions"] += len(world.log.of("decisions"))

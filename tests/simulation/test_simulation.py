@@ -29,6 +29,7 @@ FAULTS = (
     "snapshot restored",
     "stale fetch",
     "torn write",
+    "weights became NaN",
     "zombie",
 )
 
