@@ -72,12 +72,15 @@ def alive(worker: WorkerProcess) -> None:
         raise ChaosError(f"worker {worker.name} ended by itself: {worker.log_text()[-2_000:]}")
 
 
+KILL_S = 18.0  # from one to the next; the load should last to the end of the last
+
+
 @fault("kill")
 def kill(deployment: Deployment, payments: int) -> Evidence:
     """SIGKILL one of two workers at random moments, and start it again."""
     times = deployment.times_or(min(50, max(3, payments // 20_000)))
     workers = two_workers(deployment)
-    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 12.0 * times))
+    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, KILL_S * times))
     deployment.until_answering()
     for number in range(1, times + 1):
         time.sleep(deployment.rng.uniform(1.0, 6.0))

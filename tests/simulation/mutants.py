@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[2]
 RUNNER = "stream/runner/partition.py"
 ACCOUNT = "stream/stages/account.py"
 TERMINAL = "stream/stages/terminal.py"
+STATE = "stream/stages/state.py"
+LEARNER = "stream/model/learner.py"
 CONTROL = "stream/stages/control.py"
 SEEDS_MAX = 60
 TIMEOUT_S = 900
@@ -175,6 +177,165 @@ MUTANTS = (
                 "        self.next_offset = max(meta.next_offset, self.suppress_below)",
             ),
         ),
+    ),
+    # ---- a second dozen and more, found by thinking of what the first would not show ----
+    Mutant("epoch ignored", ((RUNNER, "if epoch is not None and epoch != self.epoch:", "if False:"),)),
+    Mutant("a gap accepted in a journal of ours", ((RUNNER, "if gap is not None and self.internal:", "if False:"),)),
+    Mutant(
+        "senders told apart by partition alone",
+        ((RUNNER, "sender = (block.sender, block.partition)", 'sender = (block.sender[:0] or b"x", block.partition)'),),
+    ),
+    Mutant("the last item accepted again", ((RUNNER, "            if this > last:", "            if this >= last:"),)),
+    Mutant(
+        "acknowledgements counted for the newest checkpoint",
+        ((RUNNER, "self._outstanding[generation] -= count", "self._outstanding[self._generation] -= count"),),
+    ),
+    Mutant(
+        "a skip not honoured",
+        (
+            (
+                RUNNER,
+                "if record.offset in self.skips:\n                self._apply(run, out)",
+                "if False:\n                self._apply(run, out)",
+            ),
+        ),
+    ),
+    Mutant(
+        "a skipped payment is not answered",
+        ((ACCOUNT, "self._answers.refuse(step, step.item, step.sender, None, SKIPPED, out)", "pass"),),
+    ),
+    Mutant(
+        "a skipped clock stands still", ((TERMINAL, "                self._advance(item)\n", "                pass\n"),)
+    ),
+    Mutant(
+        "state of another topic is taken",
+        ((RUNNER, "if meta.topic_id != self.journal.topic_id or", "if"),),
+    ),
+    Mutant(
+        "the frozen state by reference",
+        (
+            (
+                STATE,
+                "        self._frozen = self._overlay\n        self._take(_Overlay(self._ordered))\n",
+                "        self._frozen = self._overlay\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "reads do not look through what is being written",
+        ((STATE, "            elif key in frozen:", "            elif False:"),),
+    ),
+    Mutant(
+        "scans do not look through what is being written",
+        ((STATE, "merge(self._frozen.between(low, high), self._overlay", "merge((), self._overlay"),),
+    ),
+    Mutant(
+        "one watermark for all partitions of payments",
+        (
+            (
+                ACCOUNT,
+                "watermark = self._watermarks.get(step.sender)\n            if watermark is None:",
+                "watermark = max(self._watermarks.values(), default=None)\n            if watermark is None:",
+            ),
+        ),
+    ),
+    Mutant(
+        "state dropped by the highest watermark",
+        (
+            (
+                ACCOUNT,
+                "return min(self._watermarks.values(), default=0)",
+                "return max(self._watermarks.values(), default=0)",
+            ),
+        ),
+    ),
+    Mutant(
+        "the dedupe horizon off by one",
+        ((ACCOUNT, "if payment.event_time < watermark - limits", "if payment.event_time <= watermark - limits"),),
+    ),
+    Mutant(
+        "the skew off by one",
+        ((ACCOUNT, "if payment.event_time > raw.at_ms + limits", "if payment.event_time >= raw.at_ms + limits"),),
+    ),
+    Mutant(
+        "maturity off by one",
+        (
+            (
+                TERMINAL,
+                "horizon_ms = self._label_clock_ms - self.meaning.limits.maturity_ms",
+                "horizon_ms = self._label_clock_ms - self.meaning.limits.maturity_ms - 1",
+            ),
+        ),
+    ),
+    Mutant(
+        "answers expire off by one",
+        ((TERMINAL, "item.at_ms - item.first_at_ms <= self", "item.at_ms - item.first_at_ms < self"),),
+    ),
+    Mutant("a test payment moves the watermark", ((ACCOUNT, 'if payment.mode == "test":', "if False:"),)),
+    Mutant(
+        "a label's time moves no clock",
+        ((ACCOUNT, "self._advance_clock(step, parsed.observed_at, out, forward=False)", "pass"),),
+    ),
+    Mutant(
+        "a marker takes its engine one record late",
+        (
+            (
+                TERMINAL,
+                "            self.meaning.apply(item)\n            self.decider.apply(item)\n",
+                "            self.decider.apply(item)\n            self.meaning.apply(item)\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "of two versions of one place the last holds",
+        ((CONTROL, "payload.offset <= self._model_offset", "payload.offset < self._model_offset"),),
+    ),
+    Mutant(
+        "which version was the first is forgotten at a restart",
+        ((CONTROL, "-1 if kept is None else int.from_bytes", "-1 if True else int.from_bytes"),),
+    ),
+    Mutant("a version that the gate held comes into force", ((CONTROL, "payload.held is not None or", ""),)),
+    Mutant(
+        "one more row is left undone at each step",
+        ((TERMINAL, "        g.due_left = due.more\n", "        g.due_left = False\n"),),
+    ),
+    Mutant(
+        "a late payment's row never matures",
+        ((TERMINAL, 'self._state.put(keys.TABLE_LATE_DUE + key[1:], b"")', "pass"),),
+    ),
+    Mutant(
+        "an update's last word is not its last",
+        ((TERMINAL, "clear = row.flags & ~(pending.THROUGH_NO | pending.THROUGH_YES)", "clear = row.flags"),),
+    ),
+    Mutant(
+        "a declined payment is learned as legitimate",
+        ((TERMINAL, "if not row.went_through or not weight:", "if not weight:"),),
+    ),
+    Mutant(
+        "a correction does not take back",
+        ((TERMINAL, "EXAMPLE_CORRECTED if was_weight else EXAMPLE_LABELLED", "EXAMPLE_LABELLED"),),
+    ),
+    Mutant(
+        "an account's fraud is known before it was observed",
+        (
+            (
+                ACCOUNT,
+                "observed_ms = word.observed_at if truth.fraud else 0",
+                "observed_ms = entry.event_ms if truth.fraud else 0",
+            ),
+        ),
+    ),
+    Mutant(
+        "orphans come out backwards",
+        ((ACCOUNT, "for source, _, value in words:", "for source, _, value in reversed(words):"),),
+    ),
+    Mutant(
+        "a repeat's answer is sent as the first",
+        ((TERMINAL, "value, repeat=True, out=out", "value, repeat=False, out=out"),),
+    ),
+    Mutant(
+        "weights that are no numbers are published",
+        (("stream/model/compiled.py", "if not (np.abs(numbers) <= NUMBER_MAX).all():", "if False:"),),
     ),
 )
 

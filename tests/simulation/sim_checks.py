@@ -1,17 +1,25 @@
 """What must hold after any run: against an oracle that read the log once, and against the records themselves."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import zip_longest
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 from sim_log import TP, SimLog
+from sim_readings import COUNTED, FIRST, REPEAT, SILENT, AccountReading, Counting, without_features
 from sim_small import UNLABELLED_ONE_IN, keep_legitimate, small_learner
 from sim_world import JOURNALS, World
 
+from stream.features import ENTITY_INDEX, MODEL_NAMES
 from stream.model.compiled import Compiled
 from stream.replay.log import local_topic_id
+from stream.rules.default import DEFAULT_RULES
+from stream.rules.policy import DEFAULT_POLICY, VERDICTS, decode_policy, policy_version
+from stream.rules.ruleset import decode_ruleset, ruleset_version
+from stream.runner.errors import ForeignState, GapInJournal, StateAheadOfLog, StateBehindLog
 from stream.runner.partition import META_KEY, PartitionRunner, Reseek, Send
 from stream.stages.control import ModelPayload
 from stream.stages.keys import TABLE_PENDING, payment_hash, pid64
@@ -19,7 +27,7 @@ from stream.stages.stage import Journal, Record
 from stream.stages.state import MemoryStore, State
 from stream.stages.wiring import FOREIGN, GATHERING, STAGE_TOPICS, Partitions, build_stage
 from topics.codec import parse_label, parse_payment
-from topics.control import parse_control, payload_as
+from topics.control import Engine, Skip, parse_control, payload_as
 from topics.decision import Decision
 from topics.details import DecisionDetails
 from topics.journal import (
@@ -34,6 +42,7 @@ from topics.journal import (
     Judged,
     Marker,
     Placed,
+    Repeat,
     Tick,
     decode_block,
 )
@@ -43,6 +52,9 @@ from topics.truth import truth_of
 
 OUTPUTS = ("decisions", "decision-details", "dead-letters", "control")
 BATCHES = (1, 7, 1000)
+TERMINAL_COLUMNS = [
+    (MODEL_NAMES.index(f"terminal_{name}"), i) for i, name in enumerate(COUNTED) if f"terminal_{name}" in MODEL_NAMES
+]
 
 
 class Wrong(AssertionError):
@@ -79,13 +91,25 @@ def effective(records: Sequence[Record]) -> list[tuple[int, int, tuple[bytes, in
 class Oracle:
     """One partition, read once from its recorded journal, with nothing going wrong."""
 
-    def __init__(self, log: SimLog, tp: TP, partitions: Partitions, *, batch: int, plain: bool, every: int = 0) -> None:
+    def __init__(
+        self,
+        log: SimLog,
+        tp: TP,
+        partitions: Partitions,
+        *,
+        batch: int,
+        plain: bool,
+        every: int = 0,
+        skips: Collection[int] = (),
+    ) -> None:
         journal = Journal(tp[0], local_topic_id(tp[0]), tp[1])
         self.store = MemoryStore()
         state = State(self.store, scanned=TABLE_PENDING)
         stage = build_stage(journal, state, partitions, plain=plain, learner=small_learner)
         foreign = tp[0] in FOREIGN
-        runner = PartitionRunner(journal, stage, state, start_offset=0, internal=not foreign, gather=tp[0] in GATHERING)
+        runner = PartitionRunner(
+            journal, stage, state, start_offset=0, internal=not foreign, gather=tp[0] in GATHERING, skips=skips
+        )
         self.sends: list[Send] = []
         records = log.all(tp)
         for turn, start in enumerate(range(0, len(records), batch)):
@@ -127,20 +151,97 @@ def check(world: World, forgetful: bool, rng: Random) -> None:
     """Raises `Wrong` at the first promise that was not kept."""
     log, partitions = world.log, world.partitions
     counted = {tp: effective(log.all(tp)) for tp in world.tps if tp[0] in JOURNALS}
-    check_against_oracle(world, counted, rng)
-    firsts = check_answers(log, partitions)
-    check_examples(log, partitions, counted, firsts)
-    if not forgetful:
-        check_labels(log, partitions, counted, firsts)
+    skips = skips_of(log)
+    check_against_oracle(world, counted, skips, rng)
+    check_refusals(world)
+    answers = check_answers(log, check_accounts(partitions, counted, skips))
+    check_examples(log, partitions, counted, skips, answers)
+    if not forgetful and not any(skips.values()):
+        check_labels(log, partitions, counted, answers.firsts)
 
 
-def check_against_oracle(world: World, counted: dict[TP, list[Any]], rng: Random) -> None:
+def skips_of(log: SimLog) -> dict[TP, set[int]]:
+    """Offsets that operators have skipped, as `control` says."""
+    found: dict[TP, set[int]] = defaultdict(set)
+    for _, record in log.of("control"):
+        control = parse_control(record.value)
+        if not isinstance(control, Refusal) and control.kind == "skip":
+            skip = payload_as(control, Skip)
+            topic = next(topic for topic in STAGE_TOPICS if local_topic_id(topic).hex() == skip.topic_id)
+            found[topic, skip.partition].add(skip.offset)
+    return found
+
+
+def check_accounts(
+    partitions: Partitions, counted: dict[TP, list[Any]], skips: dict[TP, set[int]]
+) -> dict[tuple[int, int], str]:
+    """What the account stage made of its journal is what plain rules make of it. What becomes of each payment."""
+    becomes: dict[tuple[int, int], str] = {}
+    for partition in range(partitions.account):
+        tp = ("account-journal", partition)
+        reading = AccountReading(partition, partitions.account, partitions.terminal, skips[tp])
+        reading.read(counted[tp])
+        becomes |= reading.expected
+        for to, expected in reading.items.items():
+            found = [item for *_, sender, item in counted[to] if sender == (local_topic_id(tp[0]), partition)]
+            for ours, theirs in zip_longest(without_features(found), expected):
+                require(ours == theirs, to, "got", ours, "where plain rules give", theirs)
+            for item in found:
+                if isinstance(item, Placed):
+                    row = np.frombuffer(item.entities[0], np.float32)
+                    check_features(row, [ENTITY_INDEX[name] for name in COUNTED], reading.features[item.pid])
+    return becomes
+
+
+def check_features(row: Any, columns: Sequence[int], expected: Sequence[float]) -> None:
+    ours, theirs = row[list(columns)], np.array(expected, np.float32)
+    same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+    require(same.all(), "features", ours, "plainly counted", theirs, "at", np.flatnonzero(~same))
+
+
+def check_refusals(world: World) -> None:
+    """What must stop a partition does: journals that begin too late, end too early, lack a record, or are others."""
+    for tp in world.tps:
+        records, internal = world.log.all(tp), tp[0] not in FOREIGN
+        if len(records) < 3:
+            continue
+        lacking = [record for record in records if record is not records[1]]
+        runner = _runner(tp, MemoryStore(), world.partitions)
+        if internal:
+            _must_raise(GapInJournal, lambda runner=runner, lacking=lacking: [runner.step(lacking) for _ in range(2)])
+            _must_raise(StateBehindLog, lambda runner=runner: runner.check_log(1, 3))
+        host = world.host_of(tp)
+        _must_raise(StateAheadOfLog, lambda host=host: host.runner.check_log(0, host.runner.next_offset - 1))
+        others = [other for other in world.tps if other != tp]
+        for other in others[:1] + [other for other in others if other[0] == tp[0]][:1]:
+            store = host.disk.store
+            _must_raise(
+                ForeignState, lambda other=other, store=store: _runner(other, store, world.partitions, plain=True)
+            )
+
+
+def _must_raise(error: type[Exception], work: Callable[[], object]) -> None:
+    try:
+        work()
+    except error:
+        return
+    raise Wrong(f"no {error.__name__}")
+
+
+def _runner(tp: TP, store: MemoryStore, partitions: Partitions, *, plain: bool = True) -> PartitionRunner:
+    journal, state = Journal(tp[0], local_topic_id(tp[0]), tp[1]), State(store, scanned=TABLE_PENDING)
+    stage = build_stage(journal, State(MemoryStore()), partitions, plain=plain, learner=small_learner)
+    return PartitionRunner(journal, stage, state, start_offset=0, internal=tp[0] not in FOREIGN)
+
+
+def check_against_oracle(world: World, counted: dict[TP, list[Any]], skips: dict[TP, set[int]], rng: Random) -> None:
     log, partitions = world.log, world.partitions
     expected_outputs: set[tuple[Any, ...]] = set()
     expected_items: dict[tuple[TP, tuple[bytes, int]], list[Item]] = {}
     for tp in world.tps:
         batch, plain = rng.choice(BATCHES), rng.random() < 0.5
-        oracle = Oracle(log, tp, partitions, batch=batch, plain=plain, every=rng.choice((0, 1, 3)))
+        every = rng.choice((0, 1, 3))
+        oracle = Oracle(log, tp, partitions, batch=batch, plain=plain, every=every, skips=skips[tp])
         host = world.host_of(tp)
         require(not host.runner.open_gaps, tp, "has gaps that were never filled", host.runner.open_gaps)
         require(host.runner.unacknowledged == 0, tp, "waits for", host.runner.unacknowledged)
@@ -182,12 +283,14 @@ def check_sent_again(world: World, tp: TP, oracle: Oracle) -> None:
             require(host.sent.get(to, []) == expected, tp, "did not send again what goes to", to)
 
 
-def check_answers(log: SimLog, partitions: Partitions) -> dict[bytes, Decision]:
-    """One effective answer a record; the first's answers by payment hash."""
-    answers: dict[tuple[bytes, int, int], set[tuple[int, bytes | None, bytes]]] = defaultdict(set)
+def check_answers(log: SimLog, becomes: dict[tuple[int, int], str]) -> "Answers":
+    """One effective answer a record, and the one that plain rules give. `becomes`: of each payment record."""
+    answers: dict[tuple[bytes, int, int], set[tuple[int, bytes | None, bytes, bytes]]] = defaultdict(set)
     for p, record in log.of("decisions"):
-        topic, part, offset = dict(record.headers)["origin"].split(b":")
-        answers[bytes.fromhex(topic.decode()), int(part), int(offset)].add((p, record.key, record.value))
+        named = dict(record.headers)
+        topic, part, offset = named["origin"].split(b":")
+        answer = (p, record.key, record.value, named["answer"])
+        answers[bytes.fromhex(topic.decode()), int(part), int(offset)].add(answer)
     letters: dict[tuple[str, int, int], set[bytes]] = defaultdict(set)
     for _, record in log.of("dead-letters"):
         named = dict(record.headers)
@@ -198,24 +301,33 @@ def check_answers(log: SimLog, partitions: Partitions) -> dict[bytes, Decision]:
     payments_id = local_topic_id("payments")
     expected = 0
     firsts: dict[bytes, Decision] = {}
+    causes: dict[tuple[int, int], str] = {}
     values_of: dict[tuple[str, str, str, str], bytes] = {}
     contents: dict[tuple[str, str, str, str], bytes] = {}
     for p, record in log.of("payments"):
         parsed = parse_payment(record.value or b"", LIMITS_DEFAULT)
         copies = answers.get((payments_id, p, record.offset), set())
         at = ("payments", p, record.offset)
-        if not isinstance(parsed, Refusal) and parsed.payment.mode == "backfill":
+        word = becomes[p, record.offset]
+        if word == SILENT or (
+            word != "skipped" and not isinstance(parsed, Refusal) and parsed.payment.mode == "backfill"
+        ):
             require(not copies, "a backfill was answered:", at)
             continue
         expected += 1
         require(len(copies) == 1, at, "has", len(copies), "effective answers")
-        (_, _, value) = next(iter(copies))
+        (_, _, value, header) = next(iter(copies))
         decision = msgspec.json.decode(value, type=Decision)
+        repeated = word == REPEAT and decision.outcome != "refused"
+        require(header == (b"repeat" if repeated else b"first"), at, word, "was answered as", header)
+        if word not in (FIRST, REPEAT):
+            require(decision.cause == word, at, "answered", decision.outcome, decision.cause, "instead of", word)
+        causes[p, record.offset] = decision.cause or word
         require((decision.outcome == "refused") == (decision.cause is not None), at, "refused without a cause")
         if isinstance(parsed, Refusal):
             require(decision.outcome == "refused", at, "is bad and was not refused")
-            require(decision.cause == parsed.cause, at, decision.cause, parsed.cause)
-        in_letters = decision.cause is not None and decision.cause != "answer_expired"
+            require(decision.cause in (parsed.cause, "skipped"), at, decision.cause, parsed.cause)
+        in_letters = word not in (FIRST, REPEAT)
         require((at in letters) == in_letters, at, decision.cause, "in the dead letters:", at in letters)
         if decision.outcome == "refused":
             require(decision.origin.partition == p and decision.origin.offset == record.offset, at, "wrong origin")
@@ -229,11 +341,22 @@ def check_answers(log: SimLog, partitions: Partitions) -> dict[bytes, Decision]:
         pid = payment_hash(payment.tenant_id, payment.account_id, payment.payment_id, payment.mode == "test")
         firsts[pid] = decision
     require(len(answers) == expected, "answers to", len(answers), "records, expected", expected)
-    return firsts
+    return Answers(firsts, causes)
+
+
+class Answers(NamedTuple):
+    """`firsts`: decisions by payment hash. `causes`: by payment record, why it is refused, else FIRST or REPEAT."""
+
+    firsts: dict[bytes, Decision]
+    causes: dict[tuple[int, int], str]
 
 
 def check_examples(
-    log: SimLog, partitions: Partitions, counted: dict[TP, list[Any]], firsts: dict[bytes, Decision]
+    log: SimLog,
+    partitions: Partitions,
+    counted: dict[TP, list[Any]],
+    skips: dict[TP, set[int]],
+    answers: Answers,
 ) -> None:
     """Examples have the features of the decision; maturity runs on the labels' clock: by the records alone."""
     features: dict[bytes, bytes] = {}
@@ -249,7 +372,12 @@ def check_examples(
             if item.pid in features:
                 require(item.features == features[item.pid], "an example has other features than its decision")
     for partition in range(partitions.terminal):
-        Reading(partition, partitions.account, caused, firsts).read(counted["terminal-journal", partition])
+        tp = ("terminal-journal", partition)
+        reading = Reading(partition, partitions.account, caused, answers, skips[tp], features)
+        reading.read(counted[tp])
+        for at, cause in reading.causes.items():
+            found = answers.causes.get(at)
+            require(found in (None, cause), "payments", at, "was answered", found, "instead of", cause)
     require(not caused, "examples without a cause:", list(caused)[:3])
 
 
@@ -261,32 +389,50 @@ class Reading:
         partition: int,
         accounts: int,
         caused: dict[tuple[int, int, int], list[Example]],
-        firsts: dict[bytes, Decision],
+        answers: Answers,
+        skips: set[int],
+        rows: dict[bytes, bytes],
     ) -> None:
         self.partition = partition
         self.clocks = [0] * accounts
         self.caused = caused
-        self.firsts = firsts
+        self.firsts = answers.firsts
+        self.skips = skips
+        self.causes: dict[tuple[int, int], str] = {}
+        self.latest_ms = self.answers_from_ms = 0
+        self.engine = 1
+        self.policy = DEFAULT_POLICY
+        self.rules = DEFAULT_RULES
         self.limits = LIMITS_DEFAULT
         self.model: str | None = None
+        self.learned_to = -1
+        self.compiled: Compiled | None = None
+        self.answered: set[bytes] = set()
+        self.counting = Counting()
+        self.rows = rows
         self.placed: dict[bytes, Placed] = {}
         self.features: dict[bytes, bytes] = {}
         self.taught: dict[bytes, bool] = {}
         self.judged: dict[bytes, Judged] = {}
         self.through: dict[bytes, bool] = {}
         self.due_ms = self.reached_ms = 0
-        self.road_ms = 0
+        self.road_ms = self.dropped_ms = 0
 
     def read(self, items: list[tuple[int, int, Any, Item]]) -> None:
         for offset, place, _, item in items:
             examples = self.caused.pop((self.partition, offset, place), [])
-            if isinstance(item, Placed):
+            if offset in self.skips:
+                self._skip(item, examples)
+            elif isinstance(item, Repeat):
+                self._repeat(item, examples)
+            elif isinstance(item, Placed):
                 self._place(item, examples)
             elif isinstance(item, Judged):
                 self._judge(item, examples)
             elif isinstance(item, Clock | Tick):
                 if isinstance(item, Clock):
                     self.clocks[item.account_partition] = max(self.clocks[item.account_partition], item.clock_ms)
+                    self.dropped_ms = max(self.dropped_ms, self._kept_from_ms())
                 self._mature(examples)
                 self.due_ms = min(self.clocks) - self.limits.maturity_ms
                 self.reached_ms = max(self.reached_ms, self.due_ms)  # a longer horizon takes nothing back
@@ -304,10 +450,18 @@ class Reading:
         assert not isinstance(control, Refusal)
         if marker.kind == "settings":
             self.limits = payload_as(control, Limits)
+        elif marker.kind == "engine":
+            self.engine = payload_as(control, Engine).engine
+        elif marker.kind == "policy":
+            self.policy = decode_policy(bytes(control.payload))
+        elif marker.kind == "rules":
+            self.rules = decode_ruleset(bytes(control.payload))
         elif marker.kind == "model":
             payload = payload_as(control, ModelPayload)
             require(payload.held is None, "a version that was held came into force:", control.version)
-            Compiled.decode(payload.compiled)  # none that cannot score
+            require(payload.offset > self.learned_to, "two versions of one place of examples came into force")
+            self.learned_to = payload.offset
+            self.compiled = Compiled.decode(payload.compiled)  # none that cannot score
             self.model = control.version
 
     def _place(self, item: Placed, examples: list[Example]) -> None:
@@ -315,9 +469,57 @@ class Reading:
         self.placed[item.pid] = item
         wanted = item.payment.mode != "test" and pid64(item.pid) % UNLABELLED_ONE_IN == 0
         require([e.kind for e in examples] == [EXAMPLE_UNLABELLED] * wanted, "unlabelled examples")
+        self.causes[item.partition, item.position] = FIRST
+        self.latest_ms = max(self.latest_ms, item.at_ms)
+        keep_from_ms = (self.latest_ms - self.limits.answer_ttl_ms) // 86_400_000 * 86_400_000
+        self.answers_from_ms = max(self.answers_from_ms, keep_from_ms)
+        payment = item.payment
+        if payment.mode != "backfill":
+            self.answered.add(item.pid)
+        if payment.terminal_id is not None:
+            counted = self.counting.place(payment, payment.terminal_id, item.pid, item.base_amount)
+            if item.pid in self.rows:
+                row = np.frombuffer(self.rows[item.pid], np.float32)
+                check_features(row, *zip(*[(at, counted[i]) for at, i in TERMINAL_COLUMNS], strict=True))
         decision = self.firsts.get(item.pid)
         if decision is not None and item.payment.mode != "backfill":
-            require(decision.versions.model == self.model, "decided by", decision.versions.model, "not", self.model)
+            self._decided(item, decision)
+
+    def _decided(self, item: Placed, decision: Decision) -> None:
+        """By what was in force at this place, and by nothing else."""
+        found = decision.versions
+        require(found.model == self.model, "decided by", found.model, "not", self.model)
+        require(found.engine == self.engine, "decided by engine", found.engine, "not", self.engine)
+        require(found.rules == ruleset_version(self.rules), "decided by rules", found.rules)
+        require(found.policy == policy_version(self.policy), "decided by policy", found.policy)
+        enforced = self.policy.mode == "enforce"
+        require(decision.outcome == (decision.verdict if enforced else "approve"), decision.outcome, decision.verdict)
+        if self.engine == 2 and item.payment.amount % 7 == 0:
+            require(decision.verdict != "approve", "engine 2 did not decide", decision)
+        model = self.compiled
+        if model is not None and model.ready and model.frauds >= self.policy.matured_frauds_min:
+            assert decision.probability is not None
+            asked = (self.policy.challenge_from, self.policy.review_from, self.policy.decline_from)
+            for code, threshold in enumerate(asked, 1):
+                met = threshold is None or decision.probability < threshold or VERDICTS.index(decision.verdict) >= code
+                require(met, decision.verdict, "at a probability of", decision.probability, "by", self.policy)
+        for rule in self.rules.rules:
+            if rule.code == "amount_high" and item.base_amount >= 0:
+                worst = VERDICTS.index(rule.action) if item.base_amount > rule.when[0].value else 0
+                require(VERDICTS.index(decision.verdict) >= worst, decision.verdict, "though", rule)
+
+    def _repeat(self, item: Repeat, examples: list[Example]) -> None:
+        require(not examples, "a repeat taught")
+        young = item.at_ms - item.first_at_ms <= self.limits.answer_ttl_ms
+        kept = young and item.first_at_ms >= self.answers_from_ms and item.pid in self.answered
+        self.causes[item.partition, item.position] = REPEAT if kept else "answer_expired"
+
+    def _skip(self, item: Item, examples: list[Example]) -> None:
+        require(not examples, "a skipped record taught")
+        if isinstance(item, Placed | Repeat):
+            self.causes[item.partition, item.position] = "skipped"
+        elif isinstance(item, Clock):
+            self.clocks[item.account_partition] = max(self.clocks[item.account_partition], item.clock_ms)
 
     def _judge(self, item: Judged, examples: list[Example]) -> None:
         require(len(examples) <= 1, "a label taught twice")
@@ -332,6 +534,11 @@ class Reading:
             self.taught[item.pid] = example.fraud
         if item.pid in self.placed:
             self.judged[item.pid] = item
+            if item.event_ms >= max(self.dropped_ms, self._kept_from_ms()):
+                self.counting.judge(item.pid, item.observed_ms, bool(item.fraud))
+
+    def _kept_from_ms(self) -> int:
+        return (min(self.clocks) - self.limits.road_ms) // 86_400_000 * 86_400_000
 
     def _mature(self, examples: list[Example]) -> None:
         clock_ms = min(self.clocks)

@@ -10,6 +10,12 @@ from stream.features import FEATURES_VERSION, MODEL_FEATURES
 from stream.model.gam import Gam
 from stream.model.learner import Learner
 from stream.model.learner import Settings as LearnerSettings
+from stream.rules.policy import CHALLENGE
+from stream.stages.decide import Decider
+from topics import codec
+from topics.codec import Parsed
+from topics.limits import Limits
+from topics.refusals import Refusal
 
 DAY_MS = 86_400_000
 KEEP_ONE_IN = 2
@@ -21,6 +27,35 @@ def keep_legitimate(payment_hash: int) -> float:
 
 
 NEVER = -1
+
+
+BOMB_AMOUNT = 13_131_313  # the account stage fails on it
+LATE_BOMB_AMOUNT = 13_131_314  # the terminal stage does
+ENGINE = 2  # what this test's release holds beside engine 1
+parse_payment = codec.parse_payment
+
+
+def exploding_parse(raw: bytes | None, limits: Limits) -> Parsed | Refusal:
+    if raw is not None and b'"amount":%d,' % BOMB_AMOUNT in raw:
+        raise ArithmeticError("a programmer's error in the account stage")
+    return parse_payment(raw, limits)
+
+
+class SmallDecider(Decider):
+    """Under engine 2 it asks for a challenge where 7 divides the amount; and there is a payment that it fails on."""
+
+    def decide(self, payments: Any, *arguments: Any) -> Any:
+        decided = super().decide(payments, *arguments)
+        if self._meaning.engine == ENGINE:
+            for i, payment in enumerate(payments):
+                if payment.amount % 7 == 0:
+                    decided.verdict[i] = max(decided.verdict[i], CHALLENGE)
+        return decided
+
+    def answer(self, step: Any, item: Any, *arguments: Any, **options: Any) -> Any:
+        if item.payment.amount == LATE_BOMB_AMOUNT:
+            raise ArithmeticError("a programmer's error in the terminal stage, half-way through a run")
+        return super().answer(step, item, *arguments, **options)
 
 
 class BreakingGam(Gam):
@@ -50,6 +85,9 @@ SMALL: tuple[tuple[str, str, Any], ...] = (
     ("stream.stages.pending", "keep_legitimate", keep_legitimate),
     ("stream.model.learner", "RENEWAL_ROWS", (3, 10, 30)),
     ("stream.model.learner", "Gam", BreakingGam),
+    ("stream.stages.account", "parse_payment", exploding_parse),
+    ("stream.stages.terminal", "Decider", SmallDecider),
+    ("stream.stages.control", "ENGINE_VERSION", ENGINE),
 )
 
 

@@ -4,13 +4,15 @@ from random import Random
 from typing import Any, NamedTuple
 
 import msgspec
+from sim_small import BOMB_AMOUNT, LATE_BOMB_AMOUNT
 
 from stream.rules.default import DEFAULT_RULES
 from stream.rules.policy import Policy
 from stream.rules.ruleset import Condition, Rule, RuleSet
 from stream.simulate.bad import ALONE, spoil
-from topics.control import Rates, encode_control
+from topics.control import Engine, Rates, encode_control, parse_control, payload_as
 from topics.limits import Limits
+from topics.refusals import Refusal
 
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
@@ -25,6 +27,7 @@ BAD_CONTROL = (
         b'[{"feature":"there_is_none","op":"gt","value":1}]}]}}'
     ),
 )
+BOMBS = (0, 0, 0, 1, 2)  # payments on which a stage fails
 CODES = (None, "10.4", "4837", "13.1", "zz")
 
 
@@ -82,11 +85,19 @@ def _control(rng: Random, at_ms: int, forgetful: bool, kind: str) -> Arrives:
         )
     elif kind == "rules":
         payload = _rules(rng)
+    elif kind == "engine":
+        payload = Engine(engine=rng.choice((1, 2, 2, 3)))  # nobody here holds a third
     elif kind == "rates":
         payload = Rates(base="EUR", nano_base_per_minor={"USD": rng.randrange(8 * 10**8, 10**9)})
     else:
         return Arrives(at_ms, "control", 0, rng.choice(BAD_CONTROL))
     return Arrives(at_ms, "control", 0, encode_control(kind=kind, by="sim", why="seeded", payload=payload))
+
+
+def _settings_in(event: Arrives) -> Limits:
+    control = parse_control(event.value)
+    assert not isinstance(control, Refusal)
+    return payload_as(control, Limits)
 
 
 def _payment(rng: Random, number: int, at_ms: int, accounts: int, terminals: int) -> dict[str, Any]:
@@ -143,23 +154,55 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
     """About `payments` payments over ten days and what belongs to them, in order of broker time."""
     encode = msgspec.json.encode
     forgetful = rng.random() < 0.5
+    bombs = {rng.randrange(payments): rng.choice((BOMB_AMOUNT, LATE_BOMB_AMOUNT)) for _ in range(rng.choice(BOMBS))}
     events: list[Arrives] = []
     accounts, terminals = rng.choice(((3, 2), (8, 5), (20, 9)))
     at = START_MS
     sent: list[dict[str, Any]] = []
 
-    def send(at_ms: int, topic: str, value: bytes | None) -> None:
+    limits = Limits()
+
+    def send(at_ms: int, topic: str, value: bytes | None, partition: int | None = None) -> None:
         spread = partitions if topic in ("payments", "updates") else 1
         key = rng.choice((None, b"k", b"other"))  # what a client chose as key and partition means nothing to us
-        events.append(Arrives(at_ms, topic, rng.randrange(spread), value, key))
+        events.append(Arrives(at_ms, topic, rng.randrange(spread) if partition is None else partition, value, key))
+
+    def edge(payment: dict[str, Any], at_ms: int) -> None:
+        """Records that lie on a limit, and a millisecond to either side of it."""
+        partition, off_ms = rng.randrange(partitions), rng.choice((-1, 0, 0, 1))
+        newest = {**payment, "event_time": at_ms, "mode": "live", "payment_id": f"{payment['payment_id']}-e"}
+        send(at_ms, "payments", encode(newest), partition)
+        kind = rng.randrange(5)
+        name = {**newest, "payment_id": f"{payment['payment_id']}-f"}
+        if kind == 0:
+            send(at_ms, "payments", encode({**name, "event_time": at_ms - limits.lateness_ms + off_ms}), partition)
+        elif kind == 1:
+            send(
+                at_ms, "payments", encode({**name, "event_time": at_ms - limits.dedupe_horizon_ms + off_ms}), partition
+            )
+        elif kind == 2:
+            send(at_ms, "payments", encode({**name, "event_time": at_ms + limits.skew_ms + off_ms}), partition)
+        elif kind == 3:
+            send(
+                at_ms + limits.answer_ttl_ms + off_ms,
+                "payments",
+                encode({**newest, "payment_id": f"{payment['payment_id']}-e"}),
+            )
+        else:
+            clock_ms = at_ms + limits.maturity_ms + off_ms
+            send(clock_ms, "labels", encode({"kind": "clock", "observed_at": clock_ms}))
 
     for kind in ("settings", "policy", "rules", "rates"):
         if rng.random() < 0.9:
             events.append(_control(rng, at - 1_000, forgetful, kind))
+            if kind == "settings":
+                limits = _settings_in(events[-1])
     for number in range(payments):
         step = rng.random()
         at += rng.randrange(DAY_MS) if step < 0.05 else rng.randrange(HOUR_MS) if step < 0.6 else rng.randrange(1_000)
         payment = _payment(rng, number, at, accounts, terminals)
+        if number in bombs:
+            payment["amount"] = bombs[number]
         value = encode(payment)
         sent.append(payment)
         send(at, "payments", value)
@@ -172,6 +215,8 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
             send(at, "payments", spoil(value, rng.choice(ALONE), number))
         elif chance < 0.22:
             send(at, "payments", rng.choice((None, b"null", b"[]", b"\x00")))
+        if rng.random() < 0.08:
+            edge(payment, at)
         if rng.random() < 0.35:
             for _ in range(rng.choice((1, 1, 2, 3))):
                 when = at + rng.choice((-DAY_MS, -1_000, 0, HOUR_MS, DAY_MS, 3 * DAY_MS))
@@ -193,9 +238,11 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
             send(when, "updates", encode(update))
         if rng.random() < 0.02:
             send(at, rng.choice(("labels", "updates")), rng.choice((b"", b"{}", b'{"kind":"clock"}', b"nonsense")))
-        if rng.random() < 0.03:
-            kind = rng.choice(("settings", "policy", "rules", "rates", "bad"))
+        if rng.random() < 0.04:
+            kind = rng.choice(("settings", "policy", "rules", "rates", "bad", "engine", "engine"))
             events.append(_control(rng, at, forgetful, kind))
+            if kind == "settings":
+                limits = _settings_in(events[-1])
     last = at + 2 * DAY_MS
     for when in range(START_MS, last, DAY_MS // rng.choice((1, 2, 4))):
         send(when, "labels", encode({"kind": "clock", "observed_at": when}))

@@ -9,11 +9,14 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from msgspec.structs import replace
 from sim_log import TP, Group, SimLog
 from sim_small import small_learner
 from sim_workload import Workload
 
+from stream.model.compiled import Compiled
 from stream.replay.log import local_topic_id
+from stream.runner.errors import StepFailed
 from stream.runner.partition import (
     CRASH_POINTS,
     META_KEY,
@@ -24,18 +27,22 @@ from stream.runner.partition import (
     read_meta,
     suppress_below,
 )
+from stream.stages.control import ModelPayload, model_record
 from stream.stages.keys import TABLE_PENDING
 from stream.stages.stage import Journal, Record
 from stream.stages.state import Changes, MemoryStore, State
 from stream.stages.terminal import TerminalStage
 from stream.stages.wiring import FOREIGN, GATHERING, STAGE_TOPICS, Partitions, build_stage
+from topics.control import Skip, encode_control, parse_control, payload_as
 from topics.journal import decode_block, tick_block
+from topics.refusals import Refusal
 
 JOURNALS = ("account-journal", "terminal-journal", "examples")
 WORKERS = 3
 FETCH_MAX = 12
 UNSYNCED_MAX = 2
 SETTLE_ROUNDS_MAX = 400
+TWINS_MAX = 3
 
 
 class Crash(BaseException):
@@ -75,6 +82,8 @@ class Host:
         self.checkpoint: Checkpoint | None = None
         self.to_commit: Checkpoint | None = None
         self.sought = False
+        self.careful_until = 0  # below it records are applied one at a time, so that a failure names its record
+        self.stopped_at = -1  # the record that must be skipped before it goes on
         self.start = self.end = runner.next_offset  # what this runner has applied, and
         self.sent: dict[TP, list[tuple[int, int]]] = {}  # the origins that it sent to each journal meanwhile
 
@@ -107,6 +116,8 @@ class World:
         self.happened: Counter[str] = Counter()
         self.fired: Counter[str] = Counter()
         self.held: dict[TP, int] = {}
+        self.skips: dict[TP, set[int]] = {}
+        self.twins = 0
         self.turn = 0
         self.past: list[Host] = []
         self.plain = rng.random() < 0.5
@@ -156,6 +167,48 @@ class World:
         except Crash:
             self.crash(worker)
             return None
+        except StepFailed as error:
+            failure = error
+        self.guarded(worker, lambda: self.failed(worker, failure))
+        return None
+
+    def failed(self, worker: Worker, error: StepFailed) -> None:
+        """A stage has failed: again from the checkpoint, a record at a time; or, if it is named, when it is skipped."""
+        self.happened["stage failed"] += 1
+        tp = (error.journal.topic, error.journal.partition)
+        host = worker.hosts.pop(tp)
+        self._open(worker, tp, host.lease)
+        again = worker.hosts[tp]
+        again.careful_until = error.last + 1
+        if error.first == error.last:
+            again.stopped_at = error.last
+
+    def publish_twin(self) -> None:
+        """Another version of the same place of `examples`, as a learner on another platform might make: of two the
+        first holds."""
+        models = [record for record in self.log.all(("control", 0)) if record.key == b"model"]
+        if not models or self.twins >= TWINS_MAX:
+            return
+        control = parse_control(self.rng.choice(models).value)
+        assert not isinstance(control, Refusal)
+        made = Compiled.decode(payload_as(control, ModelPayload).compiled)
+        twin = replace(made, intercept=made.intercept + 1.0)
+        twin = replace(twin, version=twin.expected_version())
+        self.log.append(("control", 0), model_record(twin, None), b"twin")
+        self.twins += 1
+        self.happened["twin of a version"] += 1
+
+    def skip(self, tp: TP, offset: int) -> None:
+        """An operator's word: on record first, then known to whoever holds the partition."""
+        payload = Skip(topic_id=local_topic_id(tp[0]).hex(), partition=tp[1], offset=offset)
+        self.log.append(("control", 0), encode_control(kind="skip", by="sim", why="bomb", payload=payload))
+        self.skips.setdefault(tp, set()).add(offset)
+        self.happened["skipped"] += 1
+        for worker in self.workers:
+            host = worker.hosts.get(tp)
+            if host is not None and host.stopped_at == offset:
+                host.runner.skips.add(offset)
+                host.stopped_at = -1
 
     # ---- membership ----
 
@@ -229,6 +282,7 @@ class World:
             internal=tp[0] not in FOREIGN,
             gather=tp[0] in GATHERING,
             suppress_below=0 if committed is None else suppress_below(journal.topic_id, *committed),
+            skips=self.skips.get(tp, ()),
             crash=self._hook(worker),
         )
         runner.check_log(0, self.log.end(tp))
@@ -255,17 +309,21 @@ class World:
             host.fetched.append((epoch, records))
             self.happened["delivered twice"] += 1
         if self.faults and epoch and rng.random() < 0.2:
-            far = self.log.read(host.tp, host.runner.next_offset + rng.randrange(-2, 3), 5)
-            host.fetched.appendleft((epoch - 1, far))
+            far = self.log.read(host.tp, host.runner.next_offset + rng.choice((-2, 0, 1, 2, 5)), 5)
+            for _ in range(rng.choice((1, 2, 3))):  # alike: each look at them shows the same gap
+                host.fetched.appendleft((epoch - 1, far))
             self.happened["stale fetch"] += 1
         host.position = records[-1].offset + 1
         return True
 
     def step(self, worker: Worker, host: Host) -> bool:
-        if not host.fetched or self.held.get(host.tp, 0) > self.turn:
+        if host.stopped_at >= 0 or not host.fetched or self.held.get(host.tp, 0) > self.turn:
             return False
-        epoch, records = host.fetched.popleft()
         runner = host.runner
+        epoch, records = host.fetched.popleft()
+        if runner.next_offset < host.careful_until and len(records) > 1:
+            host.fetched.appendleft((epoch, records[1:]))
+            records = records[:1]
         sends = runner.step(records, epoch)
         if isinstance(sends, Reseek):
             self.happened["reseek"] += 1
@@ -426,7 +484,13 @@ class World:
             if tp[0] == "terminal-journal":
                 self.held[tp] = self.turn + 60
                 self.happened["held"] += 1
-        elif chance < 0.30:
+        elif chance < 0.34:
+            stopped = [host for host in worker.hosts.values() if host.stopped_at >= 0]
+            if stopped:
+                self.skip(stopped[0].tp, stopped[0].stopped_at)
+        elif chance < 0.35:
+            self.publish_twin()
+        elif chance < 0.37:
             tp = rng.choice(self.tps)
             if tp in self.group.offsets:  # an operator resets the group's offset: it carries no word of ours
                 end = self.log.end(tp)
@@ -459,12 +523,20 @@ class World:
                     if worker.hosts.get(host.tp) is not host:
                         break
 
+    def _drain(self, worker: Worker, host: Host) -> bool:
+        busy = False
+        while host.stopped_at < 0 and (self.fetch(host) or host.fetched):
+            busy |= self.step(worker, host)
+        return busy
+
     def _round(self) -> bool:
         busy = False
         for worker in self.workers:
             for host in list(worker.hosts.values()):
-                while self.fetch(host) or host.fetched:
-                    busy |= self.step(worker, host)
+                busy |= bool(self.guarded(worker, lambda worker=worker, host=host: self._drain(worker, host)))
+            for host in [host for host in worker.hosts.values() if host.stopped_at >= 0]:
+                self.skip(host.tp, host.stopped_at)
+                busy = True
             for tp in list(worker.queued):
                 while self.append(worker, tp):
                     busy = True

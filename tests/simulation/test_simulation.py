@@ -27,8 +27,11 @@ FAULTS = (
     "offsets reset",
     "reseek",
     "snapshot restored",
+    "skipped",
+    "stage failed",
     "stale fetch",
     "torn write",
+    "twin of a version",
     "weights became NaN",
     "zombie",
 )
