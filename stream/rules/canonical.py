@@ -1,6 +1,7 @@
 """The one spelling of a Struct, and the version that is its hash."""
 
 import hashlib
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -23,9 +24,14 @@ def version_of(value: Struct) -> str:
     return hashlib.blake2b(canonical_json(value), digest_size=8).hexdigest()
 
 
+@cache
+def _fields(kind: type[Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    return msgspec.structs.fields(kind)
+
+
 def _told(value: Any) -> Any:
     if isinstance(value, Struct):
-        fields = msgspec.structs.fields(value)
+        fields = _fields(type(value))
         told = [(field, getattr(value, field.name)) for field in fields]
         return {
             field.encode_name: _told(here)

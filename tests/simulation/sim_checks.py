@@ -403,6 +403,8 @@ class Reading:
         self.engine = 1
         self.policy = DEFAULT_POLICY
         self.rules = DEFAULT_RULES
+        self.policy_version = policy_version(DEFAULT_POLICY)
+        self.rules_version = ruleset_version(DEFAULT_RULES)
         self.limits = LIMITS_DEFAULT
         self.model: str | None = None
         self.learned_to = -1
@@ -454,8 +456,10 @@ class Reading:
             self.engine = payload_as(control, Engine).engine
         elif marker.kind == "policy":
             self.policy = decode_policy(bytes(control.payload))
+            self.policy_version = policy_version(self.policy)
         elif marker.kind == "rules":
             self.rules = decode_ruleset(bytes(control.payload))
+            self.rules_version = ruleset_version(self.rules)
         elif marker.kind == "model":
             payload = payload_as(control, ModelPayload)
             require(payload.held is None, "a version that was held came into force:", control.version)
@@ -490,8 +494,8 @@ class Reading:
         found = decision.versions
         require(found.model == self.model, "decided by", found.model, "not", self.model)
         require(found.engine == self.engine, "decided by engine", found.engine, "not", self.engine)
-        require(found.rules == ruleset_version(self.rules), "decided by rules", found.rules)
-        require(found.policy == policy_version(self.policy), "decided by policy", found.policy)
+        require(found.rules == self.rules_version, "decided by rules", found.rules)
+        require(found.policy == self.policy_version, "decided by policy", found.policy)
         enforced = self.policy.mode == "enforce"
         require(decision.outcome == (decision.verdict if enforced else "approve"), decision.outcome, decision.verdict)
         if self.engine == 2 and item.payment.amount % 7 == 0:
