@@ -4,6 +4,7 @@ NaN is absent, and never the same as zero. All are float32, rounded before scori
 """
 
 import hashlib
+import struct
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Final, Literal, NamedTuple, get_args, get_type_hints
@@ -151,8 +152,12 @@ TERMINAL_COLUMNS: Final = (
 ENTITY_INDEX: Final = {feature.name: i for i, feature in enumerate(ENTITY_FEATURES)}
 PAYMENT_INDEX: Final = {feature.name: i for i, feature in enumerate(PAYMENT_FEATURES)}
 
-_ACCOUNT_AT: Final = np.array([ENTITY_INDEX[name] for name in ACCOUNT_COLUMNS], np.intp)
-_TERMINAL_AT: Final = np.array([ENTITY_INDEX[name] for name in TERMINAL_COLUMNS], np.intp)
+_MODEL_AT: Final = np.array(
+    [ENTITY_INDEX[name] for name in ACCOUNT_COLUMNS]
+    + [len(ENTITY_FEATURES) + ENTITY_INDEX[name] for name in TERMINAL_COLUMNS]
+    + [2 * len(ENTITY_FEATURES) + i for i in range(len(PAYMENT_FEATURES))],
+    np.intp,
+)
 
 
 def _selected(names: Sequence[str], entity: Literal["account", "terminal"]) -> list[Feature]:
@@ -164,7 +169,7 @@ MODEL_FEATURES: Final[tuple[Feature, ...]] = (
     *_selected(TERMINAL_COLUMNS, "terminal"),
     *PAYMENT_FEATURES,
 )
-"""What the model sees, in this order; the columns of `assemble`."""
+"""What the model sees, in this order; the columns of `model_rows`."""
 
 MODEL_NAMES: Final = tuple(feature.name for feature in MODEL_FEATURES)
 assert len(set(MODEL_NAMES)) == len(MODEL_NAMES) <= 68, "names are unique, and a pending row stays small"
@@ -178,6 +183,10 @@ _MINUTE_MS: Final = 60_000
 _WEEK_MIN: Final = 10_080
 _EPOCH_WEEKDAY_MIN: Final = 3 * 1440  # 1970-01-01 was a Thursday
 COMBINATIONS_MAX: Final = 65_536
+PLAIN_ROWS: Final = 10  # of fewer payments than this, plain Python is faster than numpy's calls
+NAN: Final = float("nan")
+
+_HEAD: Final = struct.Struct("=3f")
 
 _coded = attrgetter(
     "merchant_country", "issuer_country", "currency", "billing_currency", "mcc", *CODED_FIELDS
@@ -228,11 +237,19 @@ def payment_features(
     computed here, by `local_minutes`.
     """
     n = len(payments)
-    out = np.empty((n, len(PAYMENT_FEATURES)), np.float32)
     if amounts is None:
         amounts = np.fromiter(map(_amount, payments), np.int64, n)
     if minutes is None:
         minutes = local_minutes(payments)
+    if 0 < n < PLAIN_ROWS:
+        rows = [
+            _HEAD.pack(NAN if amount < 0 else amount, minute % 1440 / 60.0, minute >= 5 * 1440) + _codes_of(combination)
+            for amount, minute, combination in zip(
+                amounts.tolist(), minutes.tolist(), map(_coded, payments), strict=True
+            )
+        ]
+        return np.frombuffer(b"".join(rows), np.float32).reshape(n, -1)
+    out = np.empty((n, len(PAYMENT_FEATURES)), np.float32)
     out[:, 0] = amounts
     out[amounts < 0, 0] = np.nan
     out[:, 1] = minutes % 1440 / 60.0
@@ -245,26 +262,32 @@ def payment_features(
 _amount = attrgetter("amount")
 _event_time = attrgetter("event_time")
 _utc_offset_min = attrgetter("utc_offset_min")
+_when = attrgetter("event_time", "utc_offset_min")
 
 
 def local_minutes(payments: Sequence[Payment]) -> NDArray[np.int32]:
     """Minute of the local week of each payment; UTC if its offset is absent."""
     n = len(payments)
+    if n < PLAIN_ROWS:
+        minutes = [
+            (event_ms // _MINUTE_MS + (offset or 0) + _EPOCH_WEEKDAY_MIN) % _WEEK_MIN
+            for event_ms, offset in map(_when, payments)
+        ]
+        return np.array(minutes, np.int32)
     offsets = np.fromiter((offset or 0 for offset in map(_utc_offset_min, payments)), np.int64, n)
     return minute_of_week(np.fromiter(map(_event_time, payments), np.int64, n), offsets)
 
 
-def assemble(
-    account: NDArray[np.float32], terminal: NDArray[np.float32] | None, payment: NDArray[np.float32]
+def whole_rows(
+    account: NDArray[np.float32], terminal: NDArray[np.float32], payment: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """(n, len(MODEL_FEATURES)), from whole blocks of `ENTITY_FEATURES` and of `PAYMENT_FEATURES`.
+    """(n, all that is known of a payment): its account's `ENTITY_FEATURES`, its terminal's, `PAYMENT_FEATURES`.
 
-    `terminal` None: no payment of these has one. A single payment without a terminal has a row of NaN there.
+    A payment without a terminal has a row of NaN there.
     """
-    n = len(payment)
-    a, t = len(_ACCOUNT_AT), len(_TERMINAL_AT)
-    out = np.empty((n, len(MODEL_FEATURES)), np.float32)
-    out[:, :a] = account[:, _ACCOUNT_AT]
-    out[:, a : a + t] = np.nan if terminal is None else terminal[:, _TERMINAL_AT]
-    out[:, a + t :] = payment
-    return out
+    return np.concatenate((account, terminal, payment), axis=1)
+
+
+def model_rows(whole: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, len(MODEL_FEATURES)) of `whole_rows`."""
+    return whole.take(_MODEL_AT, axis=1)

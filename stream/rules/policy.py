@@ -17,6 +17,7 @@ Verdict = Literal["approve", "challenge", "review", "decline"]
 
 POLICY_BYTES_MAX: Final = 4_096
 MATURED_FRAUDS_MAX: Final = 1_000_000_000
+PLAIN_ROWS: Final = 10  # fewer payments than this are decided one by one
 
 # By severity, which is also the precedence: the highest that anyone asks for stands.
 VERDICTS: Final[tuple[Verdict, ...]] = ("approve", "challenge", "review", "decline")
@@ -130,6 +131,8 @@ def verdicts(
             f"expected float64[n] and uint64[n], got {probabilities.dtype}{list(probabilities.shape)} "
             f"and {hits.dtype}{list(hits.shape)}"
         )
+    if len(hits) < PLAIN_ROWS and isinstance(model_ready, bool):
+        return _verdicts_plain(probabilities.tolist(), hits.tolist(), rules, policy, model_ready)
     codes = np.zeros(len(hits), dtype=np.int8)
     for code in (CHALLENGE, REVIEW, DECLINE):
         codes[(hits & np.uint64(rules.mask_of(_action(code)))) != 0] = code
@@ -137,6 +140,25 @@ def verdicts(
         asked = (probabilities >= threshold) & model_ready
         codes[asked] = np.maximum(codes[asked], np.int8(code))
     return codes
+
+
+def _verdicts_plain(
+    probabilities: list[float], hits: list[int], rules: CompiledRules, policy: Policy, model_ready: bool
+) -> npt.NDArray[np.int8]:
+    """`verdicts` of a few payments: each of numpy's calls costs as much as several of them."""
+    masks = [(code, rules.mask_of(_action(code))) for code in (CHALLENGE, REVIEW, DECLINE)]
+    thresholds = _thresholds(policy) if model_ready else ()
+    codes: list[int] = []
+    for probability, hit in zip(probabilities, hits, strict=True):
+        severest = APPROVE
+        for code, mask in masks:
+            if hit & mask:
+                severest = code
+        for code, threshold in thresholds:
+            if code > severest and probability >= threshold:
+                severest = code
+        codes.append(severest)
+    return np.array(codes, np.int8)
 
 
 def outcome(verdict: Verdict, mode: PolicyMode) -> Verdict:

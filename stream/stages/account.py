@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from stream.features import local_minutes
 from stream.stages import keys
 from stream.stages.answers import SKIPPED, Answerer, clean_traceparent
 from stream.stages.control import Meaning
@@ -393,6 +394,7 @@ class AccountStage:
             others=[keys.other64(p.tenant_id, p.terminal_id) for p in payments],
             payments64=keys.pids64([w.pid for w in firsts]),
             label_clocks=[w.label_clock_ms for w in firsts],
+            minutes=local_minutes(payments),
         )
         matrix = self.windows.observe(slots, rows, maturity_ms=self.meaning.limits.maturity_ms)
         flat = np.ascontiguousarray(matrix, dtype=np.float32).tobytes()

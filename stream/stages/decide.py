@@ -14,8 +14,9 @@ from stream.features import (
     FEATURES_VERSION,
     MODEL_FEATURES,
     MODEL_NAMES,
-    assemble,
+    model_rows,
     payment_features,
+    whole_rows,
 )
 from stream.model.compiled import Compiled, Unsound
 from stream.rules.compiled import CompiledRules, compile_rules
@@ -145,20 +146,22 @@ class Decider:
         accounts: NDArray[np.float32],
         terminals: NDArray[np.float32],
         amounts: Sequence[int],
+        minutes: NDArray[np.int32],
     ) -> Decided:
-        """`accounts`, `terminals`: float32 (n, ENTITY_FEATURES); `amounts`: base currency, -1 absent."""
+        """`accounts`, `terminals`: float32 (n, ENTITY_FEATURES); `amounts`: base currency, -1 absent; `minutes`: of
+        the local week."""
         n = len(payments)
-        own = self._payment_features(payments, np.array(amounts, np.int64))
-        model_rows = assemble(accounts, terminals, own)
-        full = np.concatenate([accounts, terminals, own], axis=1)
+        own = self._payment_features(payments, np.array(amounts, np.int64), minutes)
+        full = whole_rows(accounts, terminals, own)
+        seen = model_rows(full)
         hits, near = self.rules.evaluate(full)
         if self.model is None:
             probability = np.full(n, np.nan)
             logit = probability
         else:
-            probability, logit = self.model.score(model_rows)
+            probability, logit = self.model.score(seen)
         codes = verdicts(probability, hits, self.rules, self.policy, self._model_has_say)
-        flat = model_rows.tobytes()
+        flat = seen.tobytes()
         width = 4 * len(MODEL_NAMES)
         none: list[float | None] = [None] * n
         return Decided(

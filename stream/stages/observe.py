@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.features import local_minutes
 from stream.windows.entity import Observations
 from topics.payment import Payment
 
 NAN = float("nan")
+NANS = np.full(1_000, np.nan, np.float32)  # read only; the kernels' types know of no flag for that
 NOT_COUNTED = frozenset({"refund", "payout"})
 
 
@@ -34,11 +34,12 @@ def observations(
     others: Sequence[int],
     payments64: NDArray[np.uint64],
     label_clocks: Sequence[int] | NDArray[np.int64],
+    minutes: NDArray[np.int32],
     payer_ratio: NDArray[np.float32] | None = None,
 ) -> Observations:
     """Columns of one length; `amounts` in minor units of the base currency, -1 absent; clocks in ms UTC.
 
-    Local time is UTC where a payment names no offset.
+    `minutes`: of the local week, as `local_minutes` gives them.
     """
     n = len(payments)
     return Observations(
@@ -47,7 +48,7 @@ def observations(
         other=np.array(others, np.uint64),
         payment=payments64,
         category=np.fromiter(map(category, map(_mcc, payments)), np.int32, n),
-        minute_of_week=local_minutes(payments),
+        minute_of_week=minutes,
         latitude=_singles(list(map(_latitude, payments))),
         longitude=_singles(list(map(_longitude, payments))),
         label_clock=np.array(label_clocks, np.int64),
@@ -60,7 +61,7 @@ def _singles(values: list[Any]) -> NDArray[np.float32]:
     """float32, NaN where a value is None; most processors send none at all."""
     n = len(values)
     if values.count(None) == n:
-        return np.full(n, np.nan, np.float32)
+        return NANS[:n] if n <= len(NANS) else np.full(n, np.nan, np.float32)
     return np.array([NAN if value is None else value for value in values], np.float32)
 
 

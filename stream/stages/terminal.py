@@ -20,7 +20,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from stream.errors import InternalError
-from stream.features import ENTITY_FEATURES, ENTITY_INDEX
+from stream.features import ENTITY_FEATURES, ENTITY_INDEX, local_minutes
 from stream.model.sampling import NOTABLE_PROBABILITY
 from stream.rules.policy import VERDICTS
 from stream.stages import keys, pending
@@ -142,9 +142,11 @@ class TerminalStage:
     def _decide(self, run: Sequence[Step], out: Outbox) -> None:
         placed = [cast(Placed, step.item) for step in run]
         accounts = np.frombuffer(b"".join([item.entities[0] for item in placed]), np.float32).reshape(len(run), -1)
-        terminals = self._observe(placed, accounts)
+        payments = [item.payment for item in placed]
+        minutes = local_minutes(payments)
+        terminals = self._observe(placed, accounts, minutes)
         amounts = [item.base_amount for item in placed]
-        decided = self.decider.decide([item.payment for item in placed], accounts, terminals, amounts)
+        decided = self.decider.decide(payments, accounts, terminals, amounts, minutes)
         pids64 = keys.pids64([item.pid for item in placed])
         unlabelled = (pids64 % UNLABELLED_ONE_IN == 0).tolist()
         for i, (step, item) in enumerate(zip(run, placed, strict=True)):
@@ -169,25 +171,35 @@ class TerminalStage:
             if mode != "backfill":
                 self.counts[VERDICTS[code] if mode == "live" else f"test:{VERDICTS[code]}"] += n
 
-    def _observe(self, placed: Sequence[Placed], accounts: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _observe(
+        self, placed: Sequence[Placed], accounts: NDArray[np.float32], minutes: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
         """The terminals' features; a row of NaN where a payment names none."""
         rows = [i for i, item in enumerate(placed) if item.payment.terminal_id is not None]
+        if len(rows) == len(placed):
+            return self._observe_rows(placed, accounts[:, PAYER_RATIO_AT], minutes)
         block = np.full((len(placed), len(ENTITY_FEATURES)), np.nan, np.float32)
-        if not rows:
-            return block
-        payments = [placed[i].payment for i in rows]
+        if rows:
+            block[rows] = self._observe_rows([placed[i] for i in rows], accounts[rows, PAYER_RATIO_AT], minutes[rows])
+        return block
+
+    def _observe_rows(
+        self, placed: Sequence[Placed], payer_ratio: NDArray[np.float32], minutes: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
+        """The terminals' features of payments that all name one."""
+        payments = [item.payment for item in placed]
         entity_keys = [keys.entity_key(p.tenant_id, p.terminal_id or "") for p in payments]
         observed = observations(
             payments,
-            amounts=[placed[i].base_amount for i in rows],
+            amounts=[item.base_amount for item in placed],
             others=[keys.other64(p.tenant_id, p.account_id) for p in payments],
-            payments64=keys.pids64([placed[i].pid for i in rows]),
-            label_clocks=np.full(len(rows), self._label_clock_ms, np.int64),
-            payer_ratio=np.ascontiguousarray(accounts[rows, PAYER_RATIO_AT]),
+            payments64=keys.pids64([item.pid for item in placed]),
+            label_clocks=np.full(len(placed), self._label_clock_ms, np.int64),
+            minutes=minutes,
+            payer_ratio=np.ascontiguousarray(payer_ratio),
         )
         slots = self.windows.slots(entity_keys, self._load)
-        block[rows] = self.windows.observe(slots, observed, maturity_ms=self.meaning.limits.maturity_ms)
-        return block
+        return self.windows.observe(slots, observed, maturity_ms=self.meaning.limits.maturity_ms)
 
     def _load(self, wanted: list[bytes]) -> list[bytes | None]:
         return self._state.get_many([key or keys.ENTITY_STORE_KEY for key in wanted])

@@ -17,7 +17,6 @@ from stream.windows import kernel
 HISTORY_MS: Final = 90 * kernel.DAY_MS
 ENTRIES_MAX: Final = 256
 STORE_KEY: Final = b""  # the key of what belongs to the store itself, not to one of its entities
-NEVER_SEEN: Final = 2**62
 
 NO_RATIOS: Final = np.zeros(0, np.float32)
 
@@ -63,6 +62,7 @@ def _compiled() -> dict[str, Any]:
         "pack_all": (ints, ints, ints, ints, ints, ints, ints),
         "unpack_all": (i8, ints, ints, ints, ints, ints, ints, ints, ints),
         "find": (ints, ints, ints, codes),
+        "begin": (ints, ints, ints, ints, ints, ints, ints),
         "enter": (ints, ints, ints, ints),
         "leave": (ints, ints, ints),
     }
@@ -203,7 +203,7 @@ class EntityWindows:
     ) -> None:
         found = np.empty(len(keys), np.int32)
         self._kernel["find"](*map(self._view, (hashes[0], hashes[1], self._table, found)))
-        rows_of = {keys[row]: row for row in np.flatnonzero(found < 0).tolist()}
+        rows_of = {keys[row]: row for row, slot in enumerate(found.tolist()) if slot < 0}
         missing = list(rows_of)
         if STORE_KEY in missing:
             raise ValueError("an entity's key is not empty")
@@ -220,14 +220,10 @@ class EntityWindows:
             if value is not None:
                 self._check(key, value)
         fresh = [self._new_slot(key) for key in missing]
-        of_fresh = np.ascontiguousarray(hashes[:, list(rows_of.values())])
-        self._hashes[:, fresh] = of_fresh
-        self._enter(of_fresh, np.array(fresh, np.int64))
-        state = self._state.reshape(-1, kernel.STATE)
-        state[fresh] = 0
-        state[fresh, kernel.OFFSET] = -1
-        state[fresh, kernel.HOT] = -1
-        state[fresh, kernel.FIRST_SEEN] = NEVER_SEEN
+        rows, slots = np.array(list(rows_of.values()), np.int64), np.array(fresh, np.int64)
+        kept = self._hashes
+        self._kernel["begin"](*map(self._view, (rows, slots, hashes[0], hashes[1], kept[0], kept[1], self._state)))
+        self._enter(slots)
         stored = [(slot, value) for slot, value in zip(fresh, values, strict=True) if value is not None]
         if stored:
             self._import([slot for slot, _ in stored], [value for _, value in stored])
@@ -249,7 +245,7 @@ class EntityWindows:
         self._dirty[slot] = 0
         return slot
 
-    def _enter(self, hashes: NDArray[np.int64], slots: NDArray[np.int64]) -> None:
+    def _enter(self, slots: NDArray[np.int64]) -> None:
         """Enter new keys into the table, which doubles when they would fill more than half of it."""
         places = len(self._table) // kernel.PLACE
         if 2 * len(self) > places:
@@ -257,8 +253,7 @@ class EntityWindows:
                 places *= 2
             self._table = np.zeros(places * kernel.PLACE, np.int64)
             slots = np.setdiff1d(np.arange(len(self._keys)), self._free_slots)
-            hashes = np.ascontiguousarray(self._hashes[:, slots])
-        self._kernel["enter"](*map(self._view, (hashes[0], hashes[1], slots, self._table)))
+        self._kernel["enter"](*map(self._view, (self._hashes[0], self._hashes[1], slots, self._table)))
 
     def _grow(self) -> None:
         """Room for at least one more of the largest rings, and for one more hot block."""

@@ -125,6 +125,8 @@ NAN: Final = math.nan
 TOUCH_ROWS: Final = 16
 TOUCH_ENTRIES: Final = 16
 
+NEVER_SEEN: Final = 2**62  # as a time: nothing came
+
 jit: Any = numba.njit(cache=True, nogil=True, fastmath=False, error_model="numpy")
 
 
@@ -921,16 +923,31 @@ def find(first: Any, second: Any, table: Any, found: Any) -> int:
 
 
 @jit
+def begin(rows: Any, slots: Any, first: Any, second: Any, kept_first: Any, kept_second: Any, state: Any) -> None:
+    """New entities: the hashes of those at `rows` are kept for their slots, and their state says that nothing came."""
+    for i in range(len(slots)):
+        kept_first[slots[i]] = first[rows[i]]
+        kept_second[slots[i]] = second[rows[i]]
+        s = slots[i] * STATE
+        for word in range(STATE):
+            state[s + word] = 0
+        state[s + OFFSET] = -1
+        state[s + HOT] = -1
+        state[s + FIRST_SEEN] = NEVER_SEEN
+
+
+@jit
 def enter(first: Any, second: Any, slots: Any, table: Any) -> None:
-    """Enter keys that are not in the table."""
+    """Enter keys that are not in the table; `first`, `second`: the hashes kept for each slot."""
     mask = len(table) // PLACE - 1
     for i in range(len(slots)):
-        at = first[i] & mask
+        slot = slots[i]
+        at = first[slot] & mask
         while table[at * PLACE + 2] != 0:
             at = (at + 1) & mask
-        table[at * PLACE] = first[i]
-        table[at * PLACE + 1] = second[i]
-        table[at * PLACE + 2] = slots[i] + 1
+        table[at * PLACE] = first[slot]
+        table[at * PLACE + 1] = second[slot]
+        table[at * PLACE + 2] = slot + 1
 
 
 @jit

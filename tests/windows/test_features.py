@@ -14,9 +14,10 @@ from stream.features import (
     MODEL_NAMES,
     PAYMENT_FEATURES,
     PAYMENT_INDEX,
-    assemble,
     local_minutes,
+    model_rows,
     payment_features,
+    whole_rows,
 )
 from stream.windows import kernel
 from topics.payment import Payment
@@ -82,12 +83,12 @@ def test_rows_do_not_depend_on_their_neighbours():
     assert payment_features([]).shape == (0, len(PAYMENT_FEATURES))
 
 
-def test_assemble_puts_each_column_under_its_name():
+def test_model_rows_have_each_column_under_its_name():
     n = 3
     account = np.arange(n * kernel.COLUMNS, dtype=np.float32).reshape(n, -1)
     terminal = -account
     own = payment_features([payment(amount=i) for i in range(n)])
-    whole = assemble(account, terminal, own)
+    whole = model_rows(whole_rows(account, terminal, own))
     assert whole.shape == (n, len(MODEL_FEATURES))
     for at, name in enumerate(MODEL_NAMES):
         entity, _, rest = name.partition("_")
@@ -96,8 +97,6 @@ def test_assemble_puts_each_column_under_its_name():
             else terminal[:, ENTITY_INDEX[rest]] if entity == "terminal" else own[:, PAYMENT_INDEX[name]]
         )  # fmt: skip
         np.testing.assert_array_equal(whole[:, at], expected)
-    without = assemble(account, None, own)
-    assert np.isnan(without[:, [n.startswith("terminal_") for n in MODEL_NAMES]]).all()
 
 
 @pytest.mark.parametrize("field", CODED_FIELDS)
