@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     accounts_in_memory: int = Field(200_000, description="per account partition")
     terminals_in_memory: int = Field(100_000, description="per terminal partition")
     block_cache_bytes: int = 128 << 20
-    linger_ms: float = 1.0
+    linger_ms: float = Field(0.2, description="how long a record of a journal, or a decision, may wait for company")
     metrics_port: int | None = Field(None, description="Prometheus metrics and health; none: off; 0: a free one")
     metrics_host: str = "127.0.0.1"
     session_timeout_s: float = 10.0

@@ -22,7 +22,7 @@ from topics.limits import LIMITS_DEFAULT
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-c", "from stream.cli.main import main; main()", "worker", "--log-level", "WARNING")
-PARTITIONS = 4
+PARTITIONS = 2  # as many as there are cores for workers: at a given rate, each further one means smaller batches
 START_S_MAX = 120.0
 _numbers = itertools.count()
 
