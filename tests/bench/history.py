@@ -7,11 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 HISTORY = Path(__file__).parent / "history.jsonl"
 
-Kind = Literal["whole way", "hop", "steps"]
+ScaleKind = Literal[
+    "scale accounts", "scale hot", "scale two", "scale light", "scale learner", "scale soak", "scale saturation"
+]
+Kind = Literal["whole way", "hop", "steps"] | ScaleKind
+SCALE: dict[str, ScaleKind] = {kind.split()[1]: kind for kind in get_args(ScaleKind)}
 
 
 def described(kind: Kind, found: dict[str, Any]) -> dict[str, Any]:

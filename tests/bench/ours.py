@@ -48,18 +48,23 @@ def deploy(bootstrap: str, directory: Path) -> Deployment:
 
 
 @contextlib.contextmanager
-def worker(deployment: Deployment, *, tick_s: float, snapshot_s: float) -> Iterator["subprocess.Popen[bytes]"]:
-    """A worker with checkpoints, snapshots to a `file://` URL, and a learner that publishes every `tick_s`."""
+def worker(
+    deployment: Deployment, *, tick_s: float, snapshot_s: float, instance: str = "state"
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A worker with checkpoints, snapshots to a `file://` URL, and a learner that publishes every `tick_s`.
+
+    `instance`: its state's directory; two workers of one deployment need two.
+    """
     settings, place = deployment.settings, deployment.directory
     snapshots = place / "snapshots"
-    snapshots.mkdir()
+    snapshots.mkdir(exist_ok=True)
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "FRAUD_BOOTSTRAP": settings.bootstrap or "",
         "FRAUD_PREFIX": settings.prefix,
         "FRAUD_GROUP": settings.group,
-        "FRAUD_STATE_DIR": str(place / "state"),
+        "FRAUD_STATE_DIR": str(place / instance),
         "FRAUD_SNAPSHOT_URL": snapshots.as_uri(),
         "FRAUD_SNAPSHOT_EVERY_S": str(snapshot_s),
         "FRAUD_TICK_EVERY_S": str(tick_s),

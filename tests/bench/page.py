@@ -1,9 +1,10 @@
 """`python tests/bench --page`: deploy/performance.md, from the last figure of each kind and from notes.md."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from history import latest
+from history import SCALE, Kind, latest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "deploy" / "performance.md"
@@ -99,12 +100,44 @@ Bytes a payment that go to the broker: {sizes}.
 """
 
 
+def scale() -> str:
+    """One row per target of issue 5 on scale, each from the last run of its measure."""
+    rows: list[list[str]] = []
+    plots: list[str] = []
+    for measure, kind in SCALE.items():
+        found = latest(kind)
+        if found is None:
+            rows.append([f"{measure}: not measured", "", "", "", "", ""])
+            continue
+        for row in found["targets"]:
+            figure = f"{row['figure']:,g} {row['unit']}".rstrip()
+            said = "met" if row["met"] else "missed"
+            rows.append([row["what"], figure, row["target"], said, f"`{measure}`", f"{found['commit']}, {found['at']}"])
+        plots += found.get("plots", [])
+    head = ["", "measured", "target", "", "measure", "commit, time"]
+    shown = "".join(f"    {line}\n" for line in plots)
+    text = f"""## Scale
+
+Each by `python tests/bench/scale.py MEASURE`, whose text says what is counted; on {_machines()}.
+
+{table(head, rows)}"""
+    return text if not plots else f"{text}\nThe soak, from its start to its end:\n\n{shown}"
+
+
+def _machines() -> str:
+    found = [latest(kind) for kind in SCALE.values()]
+    return "; ".join(dict.fromkeys(run["machine"] for run in found if run is not None))
+
+
 def write() -> Path:
     parts = ["# Performance\n\nWritten by `python tests/bench --page` from recorded runs; do not edit.\n"]
-    for kind, make in (("whole way", whole_way), ("hop", hop), ("steps", steps)):
+    makers: dict[Kind, Callable[[dict[str, Any]], str]] = {"whole way": whole_way, "hop": hop, "steps": steps}
+    for kind, make in makers.items():
         found = latest(kind)
         if found is not None:
             parts.append(make(found))
+    if any(latest(kind) is not None for kind in SCALE.values()):
+        parts.append(scale())
     parts.append(NOTES.read_text())
     PAGE.write_text("\n".join(part.rstrip("\n") + "\n" for part in parts))
     return PAGE
