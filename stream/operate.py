@@ -142,8 +142,23 @@ def topic_id_of(settings: Settings, topic: str) -> bytes:
 
 
 def skip(settings: Settings, topic: str, partition: int, offset: int, *, by: str, why: str) -> int:
-    """Let a stopped partition go on without one record; the offset of the control record."""
-    payload = Skip(topic_id=topic_id_of(settings, topic).hex(), partition=partition, offset=offset)
+    """Let a stopped partition go on without one record; the offset of the control record.
+
+    Raises `OperatorError` if no worker has said that it stopped there.
+    """
+    topic_id = topic_id_of(settings, topic)
+    control = ControlLog(settings.client(), settings.prefix + "control", on_skip=_nothing_yet)
+    try:
+        control.read_to_end()
+        stopped = control.has_stopped(topic_id, partition, offset)
+    finally:
+        control.close()
+    if not stopped:
+        raise OperatorError(
+            f"no worker has stopped at {topic}[{partition}]@{offset}: to skip a record that can be applied would "
+            f"change what was answered. Operator: the log line that says STOPPED names the record"
+        )
+    payload = Skip(topic_id=topic_id.hex(), partition=partition, offset=offset)
     return write_control(settings, "skip", payload, by=by, why=why)
 
 

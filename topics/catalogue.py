@@ -182,7 +182,8 @@ JOURNALS_OF_KIND: Final[MappingProxyType[ControlKind, tuple[str, ...]]] = Mappin
         "settings": (ACCOUNT_JOURNAL.name, TERMINAL_JOURNAL.name, EXAMPLES.name),
         "rates": (ACCOUNT_JOURNAL.name,),  # converted once, and carried onwards in the payment's block
         "engine": (ACCOUNT_JOURNAL.name, TERMINAL_JOURNAL.name, EXAMPLES.name),
-        "skip": (),  # the one input that is read ahead
+        "stopped": (),
+        "skip": (),  # these two are the one input that is read ahead
         "source_cap": (ACCOUNT_JOURNAL.name,),
         "init": (),  # read before any journal exists
     }

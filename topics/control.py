@@ -8,7 +8,9 @@ from msgspec import Meta, Struct
 from topics.payment import TENANT_DEFAULT, TimeMs
 from topics.refusals import Cause, Refusal
 
-ControlKind = Literal["model", "rules", "policy", "settings", "rates", "engine", "skip", "source_cap", "init"]
+ControlKind = Literal[
+    "model", "rules", "policy", "settings", "rates", "engine", "stopped", "skip", "source_cap", "init"
+]
 
 PAYLOAD_BYTES_MAX: Final = 98_304  # a model of 64 kB in base64
 
@@ -20,8 +22,8 @@ class Control(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
 
     `version`: the name under which decisions report it. `by`, `why`: who changed it and for what reason.
     `written_at`: UTC epoch in ms by the writer's clock, for people only; nothing is decided by it.
-    `payload`: JSON of at most 96 kB, by kind: `Skip`, `Init`, `Engine`, `SourceCap`, `Rates`, for `settings`
-        `topics.limits.Limits`; the model's, the rules' and the policy's own Structs.
+    `payload`: JSON of at most 96 kB, by kind: `Skip` (also for `stopped`), `Init`, `Engine`, `SourceCap`, `Rates`,
+        for `settings` `topics.limits.Limits`; the model's, the rules' and the policy's own Structs.
     """
 
     kind: ControlKind
@@ -41,7 +43,11 @@ class Init(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=Tr
 
 
 class Skip(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
-    """The one record of a journal that is stepped over. `topic_id`: the topic's UUID, as the broker names it."""
+    """A record of a topic, by place. `topic_id`: the topic's UUID in hex.
+
+    Kind `stopped`: a stage fails on it, says the worker whose partition stands there. Kind `skip`: an operator lets
+    that partition step over it; it counts only after such a word, see `topics.skips`.
+    """
 
     topic_id: str
     partition: Annotated[int, Meta(ge=0)]

@@ -139,7 +139,7 @@ def refused_because(record: Control) -> str | None:
             return found[0] if found else None
         elif record.kind == "rates":
             payload_as(record, Rates)
-        elif record.kind == "skip":
+        elif record.kind in ("skip", "stopped"):
             payload_as(record, Skip)
         elif record.kind == "init":
             payload_as(record, Init)

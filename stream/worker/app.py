@@ -49,6 +49,7 @@ from stream.worker.snapshots import (
     whole,
 )
 from stream.worker.store import StoreCorrupt, StoreError, StoreFull, StoreMemory, instance_lock
+from topics.control import Skip, encode_control
 from topics.journal import tick_block
 
 log = logging.getLogger(__name__)
@@ -430,9 +431,20 @@ class Worker:
             self._out_of_room(tp, host, damage)
         elif damage is not None or not isinstance(error, (StepFailed, Unreadable)):
             self._stop(host, damage or error)
-        elif not host.failed(error):
+        elif host.failed(error):
+            self._tell_stopped(host)
+        else:
             log.error("%s[%d]: %s: again from the checkpoint, a record at a time", *host.tp, error)
             self._again(tp, host)
+
+    def _tell_stopped(self, host: Host) -> None:
+        """On record in `control`: only after that does an operator's skip of this record count."""
+        place = (host.journal.topic_id, host.tp.partition, host.stopped_at)
+        if host.stopped_at < 0 or self.control_log.has_stopped(*place):
+            return
+        named = Skip(topic_id=place[0].hex(), partition=place[1], offset=place[2])
+        why = f"a stage failed on {host.tp.topic}[{place[1]}]@{place[2]}"
+        self.producer.tick(CONTROL, 0, encode_control(kind="stopped", by="worker", why=why, payload=named))
 
     def _rebuild(self, tp: TP, host: Host, error: StoreCorrupt) -> None:
         """Set the store aside, and go on from a snapshot and the journal."""
@@ -626,6 +638,7 @@ class Worker:
                         self._stop(host, error)
                 elif host.status is Status.STOPPED:
                     log.error("%s[%d] is STOPPED: %s", *host.tp, host.failure)
+                    self._tell_stopped(host)
             if self.disk_full:
                 log.error("DISK FULL: there is no room below %s", self.settings.state_dir)
             if self.snapshot_failing:

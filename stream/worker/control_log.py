@@ -5,7 +5,6 @@ Everything else in `control` reaches a stage through its journal only.
 
 import logging
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,8 +14,9 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from stream.broker.offsets import watermarks
 from stream.errors import ConfigurationError, OperatorError
 from stream.worker.quiet import librdkafka_logger
-from topics.control import Init, Skip, parse_control, payload_as
+from topics.control import Init, parse_control, payload_as
 from topics.refusals import Refusal
+from topics.skips import Skips, topic_id_in
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class ControlLog:
     def __init__(self, client: Mapping[str, Any], topic: str, *, on_skip: Callable[[bytes, int, int], None]) -> None:
         self._topic = topic
         self._on_skip = on_skip
-        self._skips: dict[tuple[bytes, int], set[int]] = defaultdict(set)
+        self._skips = Skips()
         self._starts: dict[tuple[str, int], int] = {}
         self._published_ms: dict[str, int] = {}
         self._closing = threading.Event()
@@ -67,7 +67,11 @@ class ControlLog:
 
     def skips(self, topic_id: bytes, partition: int) -> set[int]:
         """Offsets of a journal's partition that an operator has skipped."""
-        return set(self._skips[topic_id, partition])
+        return self._skips.of(topic_id, partition)
+
+    def has_stopped(self, topic_id: bytes, partition: int, offset: int) -> bool:
+        """Whether it is on record that a worker stopped at that record: without it a skip does nothing."""
+        return self._skips.has_stopped(topic_id, partition, offset)
 
     def start_offset(self, topic: str, partition: int) -> int:
         """Where a partition without state begins. Raises `ConfigurationError` before the first `fraud init`."""
@@ -114,11 +118,12 @@ class ControlLog:
         if isinstance(record, Refusal):
             return
         try:
-            if record.kind == "skip":
-                skip = payload_as(record, Skip)
-                topic_id = bytes.fromhex(skip.topic_id)
-                self._skips[topic_id, skip.partition].add(skip.offset)
-                self._on_skip(topic_id, skip.partition, skip.offset)
+            if record.kind in ("skip", "stopped"):
+                skip = self._skips.take(record)
+                if skip is not None:
+                    self._on_skip(topic_id_in(skip), skip.partition, skip.offset)
+                elif record.kind == "skip":
+                    log.warning("%s@%d is ignored: no partition had stopped there", self._topic, self._read - 1)
             elif record.kind == "model" and record.version is not None:
                 self._published_ms[record.version] = message.timestamp()[1]
                 while len(self._published_ms) > VERSIONS_MAX:

@@ -129,7 +129,7 @@ class WorkerProducer:
         self._taken.clear()
 
     def tick(self, topic: str, partition: int, value: bytes) -> None:
-        """A timer's record. It belongs to nobody's checkpoint; if it gets lost, the next one comes."""
+        """A timer's record, or another that belongs to nobody's checkpoint; if it gets lost, the next one comes."""
         try:
             self._prompt.produce(self._prefix + topic, value=value, partition=partition)
         except BufferError:

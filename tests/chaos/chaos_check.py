@@ -21,9 +21,10 @@ from stream.stages.stage import Journal, Record
 from stream.stages.state import MemoryStore
 from stream.stages.wiring import Partitions
 from stream.worker.store import RESERVED, RocksStore
-from topics.control import Skip, parse_control, payload_as
+from topics.control import parse_control
 from topics.journal import decode_block
 from topics.refusals import Refusal
+from topics.skips import Skips
 
 ANSWERS = ("decisions", "decision-details", "dead-letters")
 JOURNALS = ("account-journal", "terminal-journal")
@@ -161,7 +162,7 @@ def verify(
                 journals[topic][partition] = records if same else [*kept, *live]
             store = MemoryStore()
             runner = build_runner(Journal(topic, topic_id, partition), store, partitions)
-            runner.skips = skips.get((ids[topic], partition), set())
+            runner.skips = skips.of(ids[topic], partition)
             best = None if states is None else furthest(topic, partition, states)
             for batch in _batches(records, cut=-1 if best is None else best[0]):
                 sends = runner.step(batch)
@@ -180,13 +181,12 @@ def verify(
     return checked
 
 
-def _skips(control: list[Record]) -> dict[tuple[bytes, int], set[int]]:
-    found: dict[tuple[bytes, int], set[int]] = defaultdict(set)
+def _skips(control: list[Record]) -> Skips:
+    found = Skips()
     for record in control:
         parsed = parse_control(record.value)
-        if not isinstance(parsed, Refusal) and parsed.kind == "skip":
-            skip = payload_as(parsed, Skip)
-            found[bytes.fromhex(skip.topic_id), skip.partition].add(skip.offset)
+        if not isinstance(parsed, Refusal):
+            found.take(parsed)
     return found
 
 

@@ -151,7 +151,7 @@ def check(world: World, forgetful: bool, rng: Random) -> None:
     """Raises `Wrong` at the first promise that was not kept."""
     log, partitions = world.log, world.partitions
     counted = {tp: effective(log.all(tp)) for tp in world.tps if tp[0] in JOURNALS}
-    skips = skips_of(log)
+    skips = skips_of(world)
     check_against_oracle(world, counted, skips, rng)
     check_refusals(world)
     answers = check_answers(log, check_accounts(partitions, counted, skips))
@@ -160,15 +160,21 @@ def check(world: World, forgetful: bool, rng: Random) -> None:
         check_labels(log, partitions, counted, answers.firsts)
 
 
-def skips_of(log: SimLog) -> dict[TP, set[int]]:
-    """Offsets that operators have skipped, as `control` says."""
-    found: dict[TP, set[int]] = defaultdict(set)
-    for _, record in log.of("control"):
+def skips_of(world: World) -> dict[TP, set[int]]:
+    """Offsets that operators have skipped where a partition had stopped, as `control` says: read in order, plainly."""
+    found: dict[TP, set[int]] = {tp: set() for tp in world.tps}
+    topics = {local_topic_id(topic).hex(): topic for topic in STAGE_TOPICS}
+    stopped: set[tuple[str, int, int]] = set()
+    for _, record in world.log.of("control"):
         control = parse_control(record.value)
-        if not isinstance(control, Refusal) and control.kind == "skip":
-            skip = payload_as(control, Skip)
-            topic = next(topic for topic in STAGE_TOPICS if local_topic_id(topic).hex() == skip.topic_id)
-            found[topic, skip.partition].add(skip.offset)
+        if isinstance(control, Refusal) or control.kind not in ("skip", "stopped"):
+            continue
+        named = payload_as(control, Skip)
+        place = (named.topic_id, named.partition, named.offset)
+        if control.kind == "stopped":
+            stopped.add(place)
+        elif place in stopped:
+            found[topics[named.topic_id], named.partition].add(named.offset)
     return found
 
 
@@ -524,6 +530,7 @@ class Reading:
             self.causes[item.partition, item.position] = "skipped"
         elif isinstance(item, Clock):
             self.clocks[item.account_partition] = max(self.clocks[item.account_partition], item.clock_ms)
+            self.dropped_ms = max(self.dropped_ms, self._kept_from_ms())
 
     def _judge(self, item: Judged, examples: list[Example]) -> None:
         require(len(examples) <= 1, "a label taught twice")

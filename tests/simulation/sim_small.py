@@ -12,8 +12,11 @@ from stream.model.learner import Learner
 from stream.model.learner import Settings as LearnerSettings
 from stream.rules.policy import CHALLENGE
 from stream.stages.decide import Decider
+from stream.stages.stage import Outbox, Step
+from stream.stages.terminal import TerminalStage
 from topics import codec
 from topics.codec import Parsed
+from topics.journal import Clock
 from topics.limits import Limits
 from topics.refusals import Refusal
 
@@ -31,6 +34,7 @@ NEVER = -1
 
 BOMB_AMOUNT = 13_131_313  # the account stage fails on it
 LATE_BOMB_AMOUNT = 13_131_314  # the terminal stage does
+BAD_CLOCK_ONE_IN = 500  # of clocks by their time in ms, on which the terminal stage fails
 ENGINE = 2  # what this test's release holds beside engine 1
 parse_payment = codec.parse_payment
 
@@ -58,6 +62,15 @@ class SmallDecider(Decider):
         return super().answer(step, item, *arguments, **options)
 
 
+class SmallTerminal(TerminalStage):
+    """It fails on some clocks."""
+
+    def _other(self, step: Step, out: Outbox) -> None:
+        if isinstance(step.item, Clock) and step.item.clock_ms % BAD_CLOCK_ONE_IN == 77:
+            raise ArithmeticError("a programmer's error on a clock")
+        super()._other(step, out)
+
+
 class BreakingGam(Gam):
     """Its weights become NaN at its `breaks_at`-th step, as by an overflow; at every learner of a run, and again when
     it is restored and repeats that step."""
@@ -83,10 +96,11 @@ SMALL: tuple[tuple[str, str, Any], ...] = (
     ("stream.stages.terminal", "MATURED_MAX", 2),
     ("stream.stages.terminal", "DUE_ROWS_MAX", 5),
     ("stream.stages.pending", "keep_legitimate", keep_legitimate),
-    ("stream.model.learner", "RENEWAL_ROWS", (3, 10, 30)),
+    ("stream.model.learner", "RENEWAL_ROWS", (3, 10, 30, 100)),
     ("stream.model.learner", "Gam", BreakingGam),
     ("stream.stages.account", "parse_payment", exploding_parse),
     ("stream.stages.terminal", "Decider", SmallDecider),
+    ("stream.stages.wiring", "TerminalStage", SmallTerminal),
     ("stream.stages.control", "ENGINE_VERSION", ENGINE),
 )
 

@@ -246,5 +246,8 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
     last = at + 2 * DAY_MS
     for when in range(START_MS, last, DAY_MS // rng.choice((1, 2, 4))):
         send(when, "labels", encode({"kind": "clock", "observed_at": when}))
+    # The last clock stands to the millisecond where one of the latest payments matures.
+    edges = [payment["event_time"] + limits.maturity_ms for payment in sent if payment.get("mode", "live") == "live"]
+    last = rng.choice([edge_ms for edge_ms in edges if edge_ms > last] or [last])
     send(last, "labels", encode({"kind": "clock", "observed_at": last}))
     return Workload(sorted(events, key=lambda event: event.at_ms), forgetful)

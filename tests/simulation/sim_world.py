@@ -36,6 +36,7 @@ from stream.stages.wiring import FOREIGN, GATHERING, STAGE_TOPICS, Partitions, b
 from topics.control import Skip, encode_control, parse_control, payload_as
 from topics.journal import decode_block, tick_block
 from topics.refusals import Refusal
+from topics.skips import Skips
 
 JOURNALS = ("account-journal", "terminal-journal", "examples")
 WORKERS = 3
@@ -116,7 +117,7 @@ class World:
         self.happened: Counter[str] = Counter()
         self.fired: Counter[str] = Counter()
         self.held: dict[TP, int] = {}
-        self.skips: dict[TP, set[int]] = {}
+        self.skips = Skips()
         self.twins = 0
         self.turn = 0
         self.past: list[Host] = []
@@ -182,6 +183,7 @@ class World:
         again.careful_until = error.last + 1
         if error.first == error.last:
             again.stopped_at = error.last
+            self.tell("stopped", tp, error.last)
 
     def publish_twin(self) -> None:
         """Another version of the same place of `examples`, as a learner on another platform might make: of two the
@@ -198,11 +200,18 @@ class World:
         self.twins += 1
         self.happened["twin of a version"] += 1
 
+    def tell(self, kind: str, tp: TP, offset: int) -> None:
+        """A worker or an operator names a record in `control`, and all who read ahead hear of it."""
+        payload = Skip(topic_id=local_topic_id(tp[0]).hex(), partition=tp[1], offset=offset)
+        value = encode_control(kind=kind, by="sim", why="bomb", payload=payload)
+        self.log.append(("control", 0), value)
+        control = parse_control(value)
+        assert not isinstance(control, Refusal)
+        self.skips.take(control)
+
     def skip(self, tp: TP, offset: int) -> None:
         """An operator's word: on record first, then known to whoever holds the partition."""
-        payload = Skip(topic_id=local_topic_id(tp[0]).hex(), partition=tp[1], offset=offset)
-        self.log.append(("control", 0), encode_control(kind="skip", by="sim", why="bomb", payload=payload))
-        self.skips.setdefault(tp, set()).add(offset)
+        self.tell("skip", tp, offset)
         self.happened["skipped"] += 1
         for worker in self.workers:
             host = worker.hosts.get(tp)
@@ -282,7 +291,7 @@ class World:
             internal=tp[0] not in FOREIGN,
             gather=tp[0] in GATHERING,
             suppress_below=0 if committed is None else suppress_below(journal.topic_id, *committed),
-            skips=self.skips.get(tp, ()),
+            skips=self.skips.of(journal.topic_id, tp[1]),
             crash=self._hook(worker),
         )
         runner.check_log(0, self.log.end(tp))
@@ -490,6 +499,10 @@ class World:
                 self.skip(stopped[0].tp, stopped[0].stopped_at)
         elif chance < 0.35:
             self.publish_twin()
+        elif chance < 0.355:  # an operator names a record that nobody stopped at: applied already, or still to come
+            tp = rng.choice([tp for tp in self.tps if tp[0] in JOURNALS])
+            self.tell("skip", tp, rng.randrange(self.log.end(tp) + 5))
+            self.happened["skip of another record"] += 1
         elif chance < 0.37:
             tp = rng.choice(self.tps)
             if tp in self.group.offsets:  # an operator resets the group's offset: it carries no word of ours
@@ -500,6 +513,7 @@ class World:
     def settle(self) -> None:
         """No more faults: everyone comes back, and works until nothing is left."""
         self.faults = False
+        self.batch_max = max(self.batch_max, FETCH_MAX)  # small fetches have been tried by now
         self.held.clear()
         for worker in self.workers:
             worker.armed = None

@@ -27,6 +27,7 @@ FAULTS = (
     "offsets reset",
     "reseek",
     "snapshot restored",
+    "skip of another record",
     "skipped",
     "stage failed",
     "stale fetch",
