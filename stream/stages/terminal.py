@@ -196,7 +196,7 @@ class TerminalStage:
             payments64=keys.pids64([item.pid for item in placed]),
             label_clocks=np.full(len(placed), self._label_clock_ms, np.int64),
             minutes=minutes,
-            payer_ratio=np.ascontiguousarray(payer_ratio),
+            payer_ratio=payer_ratio.copy(),  # a view of one row is contiguous, and of bytes that nobody may write
         )
         slots = self.windows.slots(entity_keys, self._load)
         return self.windows.observe(slots, observed, maturity_ms=self.meaning.limits.maturity_ms)

@@ -4,13 +4,15 @@ from base64 import b64decode
 from typing import Any
 
 import pytest
-from stage_bench import DAY_MS, NOW_MS, Bench, Collected, causes, control, limits
+from stage_bench import DAY_MS, NOW_MS, SENDER, Bench, Collected, causes, control, limits
 
 from stream.rules.policy import Policy
 from stream.rules.ruleset import Condition, Rule, RuleSet
 from stream.stages import terminal
 from stream.stages.keys import payment_hash
 from stream.stages.stage import Step
+from stream.stages.state import MemoryStore, State
+from stream.stages.terminal import TerminalStage
 from topics.journal import (
     EXAMPLE_CORRECTED,
     EXAMPLE_LABELLED,
@@ -261,3 +263,15 @@ def test_a_skipped_payment_is_answered_as_refused_and_the_clock_goes_on() -> Non
     assert causes(out) == ["skipped"]
     assert bench.stage.label_clock_ms == NOW_MS
     assert taught(matured(bench)) == []
+
+
+# ---- cost ----
+
+
+@pytest.mark.parametrize("run", [1, 2, 30])
+def test_windows_take_a_run_as_it_is_however_short(run: int) -> None:
+    """Columns that must be copied first cost ten payments' time; one of a single row, of bytes, was such once."""
+    compiled = TerminalStage(State(MemoryStore()), partition=0, account_partitions=2, decision_partitions=1)
+    steps = [Step(number, 0, NOW_MS, SENDER, placed(number)) for number in range(run)]
+    compiled.apply(steps, Collected())
+    assert compiled.windows.copied == 0
