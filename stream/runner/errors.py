@@ -80,8 +80,13 @@ class StepFailed(InternalError):
         self.journal = journal
         self.first = first
         self.last = last
-        where = _at(journal, first) + ("" if first == last else f"..{last}")
-        super().__init__(
-            f"apply failed at {where}: {type(cause).__name__}: {cause}. Programmer: this is a bug. Operator: "
-            f"`fraud skip {journal.topic} {journal.partition} {last}` lets the partition go on without that record"
-        )
+        failed = f"apply failed at {_at(journal, first)}"
+        if first == last:
+            way_out = (
+                f"Operator: `fraud skip {journal.topic} {journal.partition} {last}` lets the partition go on without "
+                f"that record"
+            )
+        else:  # nobody may take the last of a batch for the one that failed
+            failed += f"..{last}"
+            way_out = "Which record it is shows when they are applied one at a time"
+        super().__init__(f"{failed}: {type(cause).__name__}: {cause}. Programmer: this is a bug. {way_out}")

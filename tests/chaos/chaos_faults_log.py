@@ -285,7 +285,7 @@ def apply_raises(deployment: Deployment, payments: int) -> Evidence:
     deployment.until(lambda: worker.count(r"terminal-journal\[\d\] is STOPPED") > 0, "it says so again", 60)
     others = deployment.watcher.answers - before
     held = deployment.watcher.waiting
-    found = re.search(r"`fraud skip terminal-journal (\d) (\d+)`", worker.log_text())
+    found = re.search(r"STOPPED.*`fraud skip terminal-journal (\d) (\d+)`", worker.log_text())
     if found is None:
         raise ChaosError("the log does not say what to skip")
     worker.terminate()  # stopped it must stay, over a restart too
@@ -293,6 +293,12 @@ def apply_raises(deployment: Deployment, payments: int) -> Evidence:
     worker.start()
     deployment.until(lambda: worker.count(r"terminal-journal\[\d\] STOPPED") > stops, "it stops again", 60)
     alive(worker)
+    refused = False
+    try:
+        other = str(int(found[2]) - 1)
+        fraud(deployment, "skip", "terminal-journal", found[1], other, "--by", "chaos", "--why", "a slip")
+    except ChaosError:
+        refused = True
     deployment.watcher.mark("fraud skip")
     fraud(deployment, "skip", "terminal-journal", found[1], found[2], "--by", "chaos", "--why", "trial")
     deployment.until_answered()
@@ -301,7 +307,8 @@ def apply_raises(deployment: Deployment, payments: int) -> Evidence:
         "held_back": held,
         "others_answered": others,
         "answered_as_skipped": skipped,
-        "bit": held > 0 and others > 0 and skipped > 0,
+        "another_skip_refused": refused,
+        "bit": held > 0 and others > 0 and skipped > 0 and refused,
     }
 
 

@@ -32,6 +32,8 @@ def run_seed(seed: int, *, payments: int = PAYMENTS) -> Ran:
         world.run()
         check(world, load.forgetful, Random(seed))
         models = {record.value for _, record in world.log.of("control") if record.key == b"model"}
+        held = [value for value in models if b'"why":"held: ' in (value or b"")]
+        world.happened["version held"] += len(held)
         world.happened["weights became NaN"] += BreakingGam.broken
         world.happened["model versions"] += len(models)
         world.happened["examples"] += world.log.end(("examples", 0))

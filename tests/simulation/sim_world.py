@@ -497,13 +497,13 @@ class World:
             stopped = [host for host in worker.hosts.values() if host.stopped_at >= 0]
             if stopped:
                 self.skip(stopped[0].tp, stopped[0].stopped_at)
-        elif chance < 0.35:
+        elif chance < 0.36:
             self.publish_twin()
-        elif chance < 0.355:  # an operator names a record that nobody stopped at: applied already, or still to come
+        elif chance < 0.365:  # an operator names a record that nobody stopped at: applied already, or still to come
             tp = rng.choice([tp for tp in self.tps if tp[0] in JOURNALS])
             self.tell("skip", tp, rng.randrange(self.log.end(tp) + 5))
             self.happened["skip of another record"] += 1
-        elif chance < 0.37:
+        elif chance < 0.38:
             tp = rng.choice(self.tps)
             if tp in self.group.offsets:  # an operator resets the group's offset: it carries no word of ours
                 end = self.log.end(tp)
@@ -522,12 +522,10 @@ class World:
             for host in worker.hosts.values():  # a fetch that was lost at the log's end shows at the next record only
                 host.fetched.clear()
                 host.position = host.runner.next_offset
-        self.rebalance()
-        for _ in range(SETTLE_ROUNDS_MAX):
-            if not self._round():
-                break
-        else:
-            raise AssertionError(f"not settled after {SETTLE_ROUNDS_MAX} rounds")
+        for _ in range(2):  # all that can still come after a rest, comes to partitions that have moved meanwhile
+            self.rebalance()
+            self.publish_twin()
+            self._until_idle()
         for worker in self.workers:
             for host in list(worker.hosts.values()):
                 for _ in range(2):  # one may be under way
@@ -535,6 +533,12 @@ class World:
                     self.write(worker, host)
                     self.commit(worker, host)
                 assert host.checkpoint is None, f"{host.tp} waits for acknowledgements that never come"
+
+    def _until_idle(self) -> None:
+        for _ in range(SETTLE_ROUNDS_MAX):
+            if not self._round():
+                return
+        raise AssertionError(f"not settled after {SETTLE_ROUNDS_MAX} rounds")
 
     def _drain(self, worker: Worker, host: Host) -> bool:
         busy = False
@@ -564,6 +568,9 @@ class World:
                     continue
                 stage = host.runner.stage
                 if isinstance(stage, TerminalStage) and stage.due_left:
+                    self.tick(host.tp)
+                    busy = True
+                if host.tp[0] == "examples" and self.rng.random() < 0.3:
                     self.tick(host.tp)
                     busy = True
                 if host.checkpoint is not None or self.rng.random() < 0.2:

@@ -33,6 +33,7 @@ FAULTS = (
     "stale fetch",
     "torn write",
     "twin of a version",
+    "version held",
     "weights became NaN",
     "zombie",
 )
