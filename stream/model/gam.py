@@ -47,10 +47,15 @@ def _learn(
     squares: NDArray[np.float64],
     intercept: NDArray[np.float64],
     rates: NDArray[np.float64],
+    was_fraud: float,
+    was_weight: float,
 ) -> float:
     """One step of AdaGrad, as River takes it. Returns the logit before it."""
     raw = _raw(keys, weights, intercept[0])
-    gradient = weight * (sigmoid(raw) - fraud)
+    p = sigmoid(raw)
+    gradient = weight * (p - fraud)
+    if was_weight > 0.0:
+        gradient -= was_weight * (p - was_fraud)
     intercept[0] -= rates[1] * gradient
     for i in range(keys.shape[0]):
         k = keys[i]
@@ -101,12 +106,19 @@ class Gam:
         return float(_raw(keys, self.mean, self.mean_intercept[0]))
 
     def learn(self, keys: NDArray[np.int32], fraud: bool, weight: float = 1.0) -> float:
-        """One example: int32 keys below `size`, each once. Returns its logit before learning, an honest prediction.
+        """One example: int32 keys below `size`, each once. Returns its logit before learning, an honest prediction."""
+        return self.correct(keys, False, 0.0, fraud, weight)
 
-        A negative weight takes back, to first order, what the same example with that weight had taught.
+    def correct(self, keys: NDArray[np.int32], was_fraud: bool, was_weight: float, fraud: bool, weight: float) -> float:
+        """The same, and what the example with another truth had taught is taken back, to first order, in the same step.
+
+        In one step, for the two have most of their gradients in common: taken one after the other they would count
+        twice in AdaGrad's sums, and the second would be a step from where the first overshot to.
         """
         self.steps += 1
-        logit = float(_learn(keys, float(fraud), weight, self.weights, self.squares, self.intercept, self.rates))
+        w = self.weights
+        truth, was_truth = float(fraud), float(was_fraud)
+        logit = float(_learn(keys, truth, weight, w, self.squares, self.intercept, self.rates, was_truth, was_weight))
         if self.steps % MEAN_EVERY == 0 or self.steps < MEAN_EVERY:
             rate = max(_MEAN_RATE, MEAN_EAGERNESS / (self.steps / MEAN_EVERY + MEAN_EAGERNESS))
             _follow(self.mean, self.weights, rate)

@@ -3,9 +3,9 @@
 Pure: what it learns depends on the calls and their order, and on nothing else. `to_bytes` is the whole state, and a
 learner restored from it goes on to the same bits.
 
-Corrections. Online learning cannot forget exactly. What an example taught is taken back to first order: the same
-example is learned with the negative of its weight, then with its new truth. At a confident prediction the two steps
-together have the size of one full error, where learning the opposite alone would be a step of almost nothing.
+Corrections. Online learning cannot forget exactly. What an example taught is taken back to first order: in one step the
+same example is learned with the negative of its weight, and with its new truth. At a confident prediction that step has
+the size of one full error, where learning the opposite alone would be a step of almost nothing.
 """
 
 from typing import Final
@@ -194,9 +194,7 @@ class Learner:
         if weight <= 0.0:
             return was_weight if was_fraud == fraud else 0.0  # capped: what was known stays
         self.counts.corrections += 1
-        if was_weight > 0.0:
-            self._learn(features, was_fraud, -was_weight)
-        self._learn(features, fraud, weight)
+        self._learn(features, fraud, weight, was_fraud, was_weight)
         return weight
 
     def tick(self, offset: int) -> Published | Held | Broken | None:
@@ -269,18 +267,31 @@ class Learner:
         known.weight += allowed
         return allowed
 
-    def _learn(self, features: NDArray[np.float32], fraud: bool, weight: float) -> None:
+    def _learn(
+        self,
+        features: NDArray[np.float32],
+        fraud: bool,
+        weight: float,
+        was_fraud: bool = False,
+        was_weight: float = 0.0,
+    ) -> None:
         if features.shape != (self.settings.features,):
             raise ValueError(f"a row of {self.settings.features} features, got shape {features.shape}")
         if self.cuts is None:
             if len(self.waiting) < WAITING_MAX:
-                self.waiting.append(Waiting(features.astype(np.float32).tobytes(), fraud, weight))
+                encoded = features.astype(np.float32).tobytes()
+                if was_weight > 0.0:
+                    self.waiting.append(Waiting(encoded, was_fraud, -was_weight))
+                self.waiting.append(Waiting(encoded, fraud, weight))
             else:
                 self.counts.lost += 1
             return
         keys_of(features, self.cuts, self.pairs, COARSE, self._keys)
-        self.calibration.add(self.gam.mean_logit(self._keys), fraud, weight)
-        self.gam.learn(self._keys, fraud, weight)
+        logit = self.gam.mean_logit(self._keys)
+        if was_weight > 0.0:
+            self.calibration.add(logit, was_fraud, -was_weight)
+        self.calibration.add(logit, fraud, weight)
+        self.gam.correct(self._keys, was_fraud, was_weight, fraud, weight)
         if weight <= 0.0:
             return
         legitimate, frauds = self.shares
@@ -364,7 +375,10 @@ class Learner:
     @classmethod
     def from_bytes(cls, encoded: bytes) -> "Learner":
         """The learner of these bytes. msgspec.DecodeError or ValueError if they are not one's."""
-        state = msgspec.msgpack.decode(encoded, type=State)
+        try:
+            state = msgspec.msgpack.decode(encoded, type=State)
+        except RecursionError as error:
+            raise ValueError("nested deeper than any learner's state") from error
         learner = cls(state.settings)
         learner.sketch = Sketch.restore(state.sketch)
         learner.gam.resume(state.gam)

@@ -10,12 +10,12 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from stream.errors import OperatorError
 from stream.features import FEATURES_VERSION, MODEL_NAMES
 from stream.stages.stage import Record
-from topics.journal import EXAMPLE_UNLABELLED, FIRST_PREV, Example, decode_block
+from topics.journal import EXAMPLE_MATURED, EXAMPLE_UNLABELLED, FIRST_PREV, Example, decode_block
 
 pq: Any = pyarrow.parquet
 
@@ -77,7 +77,8 @@ def examples_of(records: Iterable[Record]) -> Iterator[Example]:
 
 def known_by(examples: Iterable[Example], until_ms: int | None = None) -> tuple[list[Example], int]:
     """The latest example of each payment with a truth observed up to `until_ms` (None: all), in order of that truth;
-    and how many were superseded. Unlabelled ones count by their event time, and give way to any other."""
+    and how many were superseded. Unlabelled ones count by their event time, and give way to any other. What silence
+    taught in two parts is one example of both their weights."""
     latest: dict[bytes, Example] = {}
     superseded = 0
     for example in examples:
@@ -87,7 +88,11 @@ def known_by(examples: Iterable[Example], until_ms: int | None = None) -> tuple[
             continue
         if unlabelled and example.pid in latest:
             continue
-        superseded += latest.pop(example.pid, None) is not None
+        before = latest.pop(example.pid, None)
+        if before is not None and before.kind == example.kind == EXAMPLE_MATURED:
+            example = structs.replace(example, weight=before.weight + example.weight)
+        else:
+            superseded += before is not None
         latest[example.pid] = example
     return list(latest.values()), superseded
 

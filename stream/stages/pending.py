@@ -2,46 +2,45 @@
 
 Rows are keyed by event time, so that those which mature next come first and old ones go by range. A row is
 
-    flags (1 byte) | truth (1) | taught (1) | length of the terminal's key (2), of the features (2) | key | float32[F] |
-    label (msgpack), while one waits
+    flags (1 byte) | taught (1) | length of the terminal's key (2), of the features (2) | key | float32[F]
 
-Bound: `road_ms` on the labels' clock, 25 + 7 + key + 4 F bytes a payment.
+Bound: `road_ms` on the labels' clock, 25 + 6 + key + 4 F bytes a payment.
+
+What a label says teaches when it comes. Silence teaches twice: soon, and what is left of it at the maturity horizon. Of
+a payment that nobody would take for fraud, soon is enough: hardly one in a thousand of these is a fraud that has not
+been told yet.
 """
 
 import struct
 from typing import NamedTuple
 
-import msgspec
-
-from stream.model.sampling import keep_legitimate
+from stream.model.sampling import PROVISIONAL_SILENCE, keep_legitimate
 from stream.stages import keys
 from stream.stages.state import State
 from topics.journal import Judged
 
-_HEAD = struct.Struct("<BBBHH")
-_label = msgspec.msgpack.Decoder(tuple[int, str | None])
+_HEAD = struct.Struct("<BBHH")
+DAY_MS = 86_400_000
+PROVISIONAL_MS = 7 * DAY_MS  # after so long silence begins to teach, if the maturity horizon is not shorter
 
 THROUGH_NO = 1  # declined, voided or expired: the money did not move
 ANSWERED_DECLINE = 2  # in mode enforce, so nothing can be learned from silence
 THROUGH_YES = 4
 NOTABLE = 8  # the model gave it at least NOTABLE_PROBABILITY: silence about it teaches for certain
 
-TAUGHT_NOTHING, TAUGHT_FRAUD, TAUGHT_PROVISIONAL, TAUGHT_LEGITIMATE, TAUGHT_BY_SILENCE = range(5)
+TAUGHT_NOTHING, TAUGHT_FRAUD, TAUGHT_PROVISIONAL, TAUGHT_LEGITIMATE, TAUGHT_BY_SILENCE, TAUGHT_UNSURE = range(6)
 
 
 class Row(NamedTuple):
-    """`truth`: what the labels say by now, `taught`: what the learner has been told, both of TAUGHT_*.
+    """`taught`: what the learner has been told, of TAUGHT_*; unsure: the silence of a notable payment, in part.
 
-    `entity`: the state key of the payment's terminal, empty if it named none. `label`: (observed_at in ms UTC, source)
-    of the latest word, while it waits for the payment to mature.
+    `entity`: the state key of the payment's terminal, empty if it named none.
     """
 
     flags: int
-    truth: int
     taught: int
     entity: bytes
     features: bytes
-    label: tuple[int, str | None] | None = None
 
     @property
     def went_through(self) -> bool:
@@ -52,41 +51,42 @@ class Row(NamedTuple):
 
 
 def pack(row: Row) -> bytes:
-    head = _HEAD.pack(row.flags, row.truth, row.taught, len(row.entity), len(row.features))
-    tail = b"" if row.label is None else msgspec.msgpack.encode(row.label)
-    return head + row.entity + row.features + tail
+    return _HEAD.pack(row.flags, row.taught, len(row.entity), len(row.features)) + row.entity + row.features
 
 
 def pack_new(flags: int, entity: bytes, features: bytes) -> bytes:
     """The row of a payment of which nothing is known yet."""
-    return _HEAD.pack(flags, TAUGHT_NOTHING, TAUGHT_NOTHING, len(entity), len(features)) + entity + features
+    return _HEAD.pack(flags, TAUGHT_NOTHING, len(entity), len(features)) + entity + features
 
 
 def is_passed_over(value: bytes, pid: bytes) -> bool:
-    """Whether this row teaches nothing when it matures, for no label spoke and its silence is not in the sample."""
-    return value[1] == TAUGHT_NOTHING and not value[0] & NOTABLE and not keep_legitimate(keys.pid64(pid))
+    """Whether the silence about this row teaches nothing: a label spoke, or it is not in the sample."""
+    return value[1] != TAUGHT_NOTHING or not (value[0] & NOTABLE or keep_legitimate(keys.pid64(pid)))
 
 
 def unpack(value: bytes) -> Row:
-    flags, truth, taught, entity, features = _HEAD.unpack_from(value)
+    flags, taught, entity, features = _HEAD.unpack_from(value)
     middle = _HEAD.size + entity
-    end = middle + features
-    label = _label.decode(value[end:]) if len(value) > end else None
-    return Row(flags, truth, taught, value[_HEAD.size : middle], value[middle:end], label)
+    return Row(flags, taught, value[_HEAD.size : middle], value[middle : middle + features])
 
 
 def weight_of_silence(row: Row, pid: bytes) -> float:
-    """With which weight a payment is learned as legitimate if no label comes; 0: it is left out."""
+    """With which weight a payment is learned as legitimate if no label comes by the horizon; 0: it is left out."""
     return 1.0 if row.flags & NOTABLE else keep_legitimate(keys.pid64(pid))
 
 
-def what_was_taught(row: Row, pid: bytes) -> tuple[bool, float]:
-    """(as fraud, with which weight) a row has been learned; weight 0: not yet."""
-    if row.taught == TAUGHT_NOTHING:
-        return False, 0.0
+def what_was_taught(row: Row) -> tuple[bool, float]:
+    """(as fraud, with which weight) a row has been learned, as far as a correction has to take it back; weight 0: not.
+
+    What silence taught of a payment that was not notable is left: it was a step in proportion to a probability below
+    NOTABLE_PROBABILITY. To take it back would be one in proportion to what the learner thinks of it by now, which is
+    more by far once frauds like it were met.
+    """
+    if row.taught == TAUGHT_UNSURE:
+        return False, PROVISIONAL_SILENCE
     if row.taught == TAUGHT_BY_SILENCE:
-        return False, weight_of_silence(row, pid)
-    return row.taught != TAUGHT_LEGITIMATE, 1.0
+        return False, 1.0 if row.flags & NOTABLE else 0.0
+    return row.taught in (TAUGHT_FRAUD, TAUGHT_PROVISIONAL), 0.0 if row.taught == TAUGHT_NOTHING else 1.0
 
 
 def pending_key(event_ms: int, pid: bytes) -> bytes:

@@ -5,7 +5,7 @@
                                       └► pending row: the features as they were
     Repeat ─► the first's answer, again
     Judged ─► pending row + truth ─► example ─► learner          Became ─► did the money move?
-    Clock  ─► what matures as legitimate ─► examples              Marker ─► model, rules, policy, settings from here on
+    Clock  ─► what silence says by now ─► examples                Marker ─► model, rules, policy, settings from here on
 
 Bounds: whole answers for `answer_ttl_ms` of broker time and a day; pending rows for `road_ms` on the labels' clock.
 """
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from stream.errors import InternalError
 from stream.features import ENTITY_FEATURES, ENTITY_INDEX, local_minutes
-from stream.model.sampling import NOTABLE_PROBABILITY
+from stream.model.sampling import NOTABLE_PROBABILITY, PROVISIONAL_SILENCE
 from stream.rules.policy import VERDICTS
 from stream.stages import keys, pending
 from stream.stages.account import TERMINAL_JOURNAL
@@ -57,8 +57,9 @@ assert MATURED_MAX < 200, "the outputs of one step must be numbered within its i
 
 
 class _Globals(Struct, array_like=True):
-    """Small state, written whole. Clocks in ms UTC, one per account partition; `cursor`: pending rows below it have
-    matured; `answers_from_ms`: answers first asked for before it are gone; `latest_at_ms`: the broker's time."""
+    """Small state, written whole. Clocks in ms UTC, one per account partition; `cursor`: the silence about pending rows
+    below it has taught; `answers_from_ms`: answers first asked for before it are gone; `latest_at_ms`: the broker's.
+    """
 
     clocks: list[int]
     cursor: bytes
@@ -277,8 +278,7 @@ class TerminalStage:
             raise InternalError(f"a {type(item).__name__} does not belong on {TERMINAL_JOURNAL}")
 
     def _join(self, step: Step, judged: Judged, out: Outbox) -> None:
-        """The truth meets the features as they were. It teaches when the payment is mature, as silence does: frauds
-        that were learned before the legitimate payments of their days would be told from them by the date."""
+        """The truth meets the features as they were, and teaches at once."""
         key = pending.pending_key(judged.event_ms, judged.pid)
         kept = self._state.get(key)
         if kept is None or self._forgotten(judged.event_ms):
@@ -288,18 +288,15 @@ class TerminalStage:
         row = pending.unpack(kept)
         self._mark_terminal(row, judged)
         truth = pending.truth_of(judged)
-        if not self._matured(key):
-            label = (judged.observed_ms, judged.source)
-            self._state.put(key, pending.pack(row._replace(truth=truth, label=label)))
-            return
-        was_fraud, was_weight = pending.what_was_taught(row, judged.pid)
+        was_fraud, was_weight = pending.what_was_taught(row)
         if truth == pending.TAUGHT_NOTHING:  # its labels say nothing of fraud any more
-            truth = pending.TAUGHT_LEGITIMATE if was_fraud and was_weight else row.taught
+            truth = pending.TAUGHT_LEGITIMATE if was_fraud else row.taught
         fraud = truth in (pending.TAUGHT_FRAUD, pending.TAUGHT_PROVISIONAL)
-        confirms = was_weight and was_fraud == fraud and truth != pending.TAUGHT_FRAUD
+        known = row.taught != pending.TAUGHT_NOTHING
+        confirms = known and was_fraud == fraud and truth != pending.TAUGHT_FRAUD
         if confirms or truth == row.taught:
             return
-        self._state.put(key, pending.pack(row._replace(truth=truth, taught=truth)))
+        self._state.put(key, pending.pack(row._replace(taught=truth)))
         example = Example(
             step.offset,
             origin_n(step, 0),
@@ -317,10 +314,6 @@ class TerminalStage:
             row.taught == pending.TAUGHT_PROVISIONAL,
         )
         out.journal(step, EXAMPLES, 0, example)
-
-    def _matured(self, key: bytes) -> bool:
-        """Whether this row's time has come and was used."""
-        return key < self._globals.cursor and self._state.get(keys.TABLE_LATE_DUE + key[1:]) is None
 
     def _mark_terminal(self, row: pending.Row, judged: Judged) -> None:
         if not row.entity:
@@ -358,6 +351,7 @@ class TerminalStage:
             self._forgot_to_ms = forget_to
             low = keys.time_key(keys.TABLE_PENDING, forget_to)
             self._state.drop_range(keys.TABLE_PENDING, low)
+            self._state.drop_range(keys.TABLE_UNSURE, keys.time_key(keys.TABLE_UNSURE, forget_to))
             self._globals.cursor = max(self._globals.cursor, low)
         return True
 
@@ -369,14 +363,18 @@ class TerminalStage:
         return event_ms < self._forget_before_ms()
 
     def _mature(self, step: Step, out: Outbox) -> None:
-        """What labels said is taught, and silence becomes legitimacy, by the labels' clock alone; a bounded number of
-        rows a step."""
+        """Silence teaches, by the labels' clock alone; a bounded number of examples a step."""
         g = self._globals
-        horizon_ms = self._label_clock_ms - self.meaning.limits.maturity_ms
-        if horizon_ms <= 0:
+        maturity_ms = self.meaning.limits.maturity_ms
+        soon_ms = self._label_clock_ms - min(maturity_ms, pending.PROVISIONAL_MS)
+        if soon_ms <= 0:
             return
-        due = pending.due(self._state, g.cursor, horizon_ms, DUE_ROWS_MAX)
-        taught = 0
+        unsure = self._unsure_due()
+        taught = self._settle(step, unsure, out)
+        if len(unsure) == MATURED_MAX:
+            g.due_left = True
+            return
+        due = pending.due(self._state, g.cursor, soon_ms, DUE_ROWS_MAX)
         for key, value in due.late:
             if taught == MATURED_MAX:
                 g.due_left = True
@@ -392,38 +390,63 @@ class TerminalStage:
         g.cursor = due.cursor
         g.due_left = due.more
 
+    def _unsure_due(self) -> list[bytes]:
+        """Keys of notable payments whose silence has taught in part, and is mature; at most MATURED_MAX of them."""
+        low = keys.time_key(keys.TABLE_UNSURE, self._forget_before_ms())
+        high = keys.time_key(keys.TABLE_UNSURE, self._label_clock_ms - self.meaning.limits.maturity_ms + 1)
+        return [key for key, _ in self._state.scan(low, high, MATURED_MAX)] if low < high else []
+
+    def _settle(self, step: Step, unsure: list[bytes], out: Outbox) -> int:
+        """The silence about these teaches what is left of it; how many did, for a label may have spoken since."""
+        pending_keys = [keys.TABLE_PENDING + key[1:] for key in unsure]
+        taught = 0
+        for key, value in zip(pending_keys, self._state.get_many(pending_keys), strict=True):
+            self._state.delete(keys.TABLE_UNSURE + key[1:])
+            row = None if value is None else pending.unpack(value)
+            if row is not None and row.taught == pending.TAUGHT_UNSURE and row.went_through:
+                self._silent(step, key, row, pending.TAUGHT_BY_SILENCE, 1.0 - PROVISIONAL_SILENCE, taught, out)
+                taught += 1
+        return taught
+
     def _teach(self, step: Step, key: bytes, value: bytes | None, j: int, out: Outbox) -> bool:
-        """One row whose time has come; whether it teaches."""
-        event_ms = int.from_bytes(key[1:9], "big")
+        """One row of which nothing has been heard for long enough; whether that teaches."""
         pid = key[9:]
-        if value is None or self._forgotten(event_ms) or pending.is_passed_over(value, pid):
+        if value is None or self._forgotten(_event_ms(key)) or pending.is_passed_over(value, pid):
             return False
         row = pending.unpack(value)
-        if row.truth == pending.TAUGHT_NOTHING:
-            weight = pending.weight_of_silence(row, pid)
-            if not row.went_through or not weight:
-                return False
-            taught, observed_ms, source = pending.TAUGHT_BY_SILENCE, self._label_clock_ms, None
+        weight = pending.weight_of_silence(row, pid)
+        if not row.went_through or not weight:
+            return False
+        mature = _event_ms(key) <= self._label_clock_ms - self.meaning.limits.maturity_ms
+        if row.flags & pending.NOTABLE and not mature:
+            self._silent(step, key, row, pending.TAUGHT_UNSURE, PROVISIONAL_SILENCE, j, out)
+            self._state.put(keys.TABLE_UNSURE + key[1:], b"")
         else:
-            weight, taught = 1.0, row.truth
-            observed_ms, source = row.label or (self._label_clock_ms, None)
+            self._silent(step, key, row, pending.TAUGHT_BY_SILENCE, weight, j, out)
+        return True
+
+    def _silent(
+        self, step: Step, key: bytes, row: pending.Row, taught: int, weight: float, j: int, out: Outbox
+    ) -> None:
         self.counts["matured"] += 1
-        self._state.put(key, pending.pack(row._replace(taught=taught, label=None)))
+        self._state.put(key, pending.pack(row._replace(taught=taught)))
         example = Example(
             step.offset,
             origin_n(step, j),
-            EXAMPLE_MATURED if taught == pending.TAUGHT_BY_SILENCE else EXAMPLE_LABELLED,
-            pid,
-            event_ms,
-            observed_ms,
-            taught in (pending.TAUGHT_FRAUD, pending.TAUGHT_PROVISIONAL),
+            EXAMPLE_MATURED,
+            key[9:],
+            _event_ms(key),
+            self._label_clock_ms,
+            False,
             weight,
             row.features,
-            taught == pending.TAUGHT_PROVISIONAL,
-            source,
         )
         out.journal(step, EXAMPLES, 0, example)
-        return True
+
+
+def _event_ms(key: bytes) -> int:
+    """The event time in the key of a pending row."""
+    return int.from_bytes(key[1:9], "big")
 
 
 def _runs(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:

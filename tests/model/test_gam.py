@@ -77,3 +77,12 @@ def test_the_mean_is_nearer_to_the_truth_than_the_last_iterate():
                 last += (model.logit(one) - truth[k]) ** 2
                 mean += (model.mean_logit(one) - truth[k]) ** 2
     assert mean < 0.8 * last
+
+
+def test_a_correction_is_one_step_of_both_gradients():
+    keys = np.array([1, 3], np.int32)
+    model = _learned([([1, 3], True, 1.0)] * 50)
+    before, squares = model.logit(keys), model.squares[1]
+    assert model.correct(keys, False, 1.0, True, 1.0) == before
+    # Whatever the logit was: (p - 1) - (p - 0) = -1, but for the decay of the weights.
+    assert model.squares[1] - squares == pytest.approx(1.0, rel=1e-4)

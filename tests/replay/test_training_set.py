@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from msgspec import structs
 from typer.testing import CliRunner
 
 from stream.cli.examples import app
@@ -132,6 +133,15 @@ def test_the_latest_truth_up_to_the_cut_off_counts() -> None:
     assert known_by(history, 29) == ([silent], 1)
     assert known_by(history, 19) == ([seen], 0)
     assert known_by(history, 4) == ([], 0)
+
+
+def test_silence_that_taught_in_two_parts_is_one_example_of_both_weights() -> None:
+    parts = [
+        structs.replace(_example(n, EXAMPLE_MATURED, b"p", 10 * n, False), weight=w) for n, w in ((1, 0.25), (2, 0.75))
+    ]
+    (whole,), superseded = known_by(parts)
+    assert (whole.weight, whole.observed_ms, superseded) == (1.0, 20, 0)
+    assert known_by(parts, 19) == ([parts[0]], 0)
 
 
 def test_features_of_another_release_are_refused(tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ MUTANTS = (
             (TERMINAL, "features = decided.rows[i]", "features = self._newest = decided.rows[i]"),
             (
                 TERMINAL,
-                "            row.features,\n            taught",
-                '            getattr(self, "_newest", row.features),\n            taught',
+                "            weight,\n            row.features,",
+                '            weight,\n            getattr(self, "_newest", row.features),',
             ),
         ),
     ),
@@ -91,8 +91,8 @@ MUTANTS = (
         (
             (
                 TERMINAL,
-                "horizon_ms = self._label_clock_ms - self.meaning",
-                "horizon_ms = self._globals.latest_at_ms - self.meaning",
+                "soon_ms = self._label_clock_ms - min(",
+                "soon_ms = self._globals.latest_at_ms - min(",
             ),
         ),
     ),
@@ -266,8 +266,8 @@ MUTANTS = (
         (
             (
                 TERMINAL,
-                "horizon_ms = self._label_clock_ms - self.meaning.limits.maturity_ms",
-                "horizon_ms = self._label_clock_ms - self.meaning.limits.maturity_ms - 1",
+                "soon_ms = self._label_clock_ms - min(maturity_ms, pending.PROVISIONAL_MS)",
+                "soon_ms = self._label_clock_ms - min(maturity_ms, pending.PROVISIONAL_MS) - 1",
             ),
         ),
     ),

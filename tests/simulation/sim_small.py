@@ -23,6 +23,7 @@ from topics.refusals import Refusal
 DAY_MS = 86_400_000
 KEEP_ONE_IN = 2
 UNLABELLED_ONE_IN = 2
+PROVISIONAL_MS = DAY_MS // 2
 
 
 def keep_legitimate(payment_hash: int) -> float:
@@ -78,8 +79,8 @@ class BreakingGam(Gam):
     breaks_at = NEVER
     broken = 0
 
-    def learn(self, keys: Any, fraud: bool, weight: float = 1.0) -> float:
-        logit = super().learn(keys, fraud, weight)
+    def correct(self, keys: Any, was_fraud: bool, was_weight: float, fraud: bool, weight: float) -> float:
+        logit = super().correct(keys, was_fraud, was_weight, fraud, weight)
         if self.steps == BreakingGam.breaks_at:
             self.weights[:] = self.mean[:] = math.nan
             BreakingGam.broken += 1
@@ -96,6 +97,7 @@ SMALL: tuple[tuple[str, str, Any], ...] = (
     ("stream.stages.terminal", "MATURED_MAX", 2),
     ("stream.stages.terminal", "DUE_ROWS_MAX", 5),
     ("stream.stages.pending", "keep_legitimate", keep_legitimate),
+    ("stream.stages.pending", "PROVISIONAL_MS", PROVISIONAL_MS),
     ("stream.model.learner", "RENEWAL_ROWS", (3, 10, 30, 100)),
     ("stream.model.learner", "Gam", BreakingGam),
     ("stream.model.gate", "EXAMPLES_MIN", 2),

@@ -1,15 +1,16 @@
-"""Silence about a payment that looked like fraud always teaches, whatever its hash; about others, by the hash."""
+"""Silence about a payment that looked like fraud always teaches, whatever its hash, but little until it is mature."""
 
 import math
 
 import pytest
-from stage_bench import Bench
+from stage_bench import DAY_MS, NOW_MS, Bench, limits
 from test_markers import marker as activated
 from test_markers import model
-from test_terminal_stage import judged, matured, pid, placed, taught
+from test_terminal_stage import MATURITY_MS, clocks, judged, matured, pid, placed, taught
 
-from stream.model.sampling import NOTABLE_PROBABILITY
-from topics.journal import EXAMPLE_CORRECTED, EXAMPLE_MATURED, Example
+from stream.model.sampling import NOTABLE_PROBABILITY, PROVISIONAL_SILENCE
+from stream.stages.pending import PROVISIONAL_MS
+from topics.journal import EXAMPLE_CORRECTED, EXAMPLE_MATURED, Became, Example, Tick
 
 MARGIN = 1e-6
 
@@ -31,8 +32,23 @@ def test_a_payment_teaches_by_the_probability_that_it_was_given(probability: flo
     out = bench.feed(activated(model(1, intercept=_logit(probability))), placed(1))
     assert out.values("decisions")[0]["probability"] == pytest.approx(probability)
     bench.feed(activated(model(2, intercept=_logit(0.5))))  # a later version's opinion counts for nothing
-    found = [e for e in matured(bench.again()).of(Example) if e.pid == pid(1) and e.kind == EXAMPLE_MATURED]
-    assert [e.weight for e in found] == ([1.0] if teaches else [])
+    assert silences(bench, PROVISIONAL_MS - 1) == []
+    assert silences(bench, PROVISIONAL_MS) == ([PROVISIONAL_SILENCE] if teaches else [])
+    assert silences(bench, MATURITY_MS - 1) == []
+    assert silences(bench, MATURITY_MS) == ([1.0 - PROVISIONAL_SILENCE] if teaches else [])
+    assert silences(bench, MATURITY_MS + DAY_MS) == []
+
+
+def silences(bench: Bench, after_ms: int) -> list[float]:
+    """With what weights silence teaches when the labels' clock has gone so far."""
+    out = bench.feed(*clocks(NOW_MS + after_ms))
+    return [e.weight for e in out.of(Example) if e.pid == pid(1) and e.kind == EXAMPLE_MATURED]
+
+
+def notable() -> Bench:
+    bench = Bench("terminal")
+    bench.feed(activated(model(1, intercept=0.0)), placed(1))
+    return bench
 
 
 def test_without_a_model_the_hash_decides() -> None:
@@ -41,8 +57,44 @@ def test_without_a_model_the_hash_decides() -> None:
     assert taught(matured(bench)) == []
 
 
-def test_what_it_taught_is_taken_back_with_the_weight_that_it_had() -> None:
-    bench = Bench("terminal")
-    bench.feed(activated(model(1, intercept=0.0)), placed(1))
-    matured(bench)
-    assert taught(bench.again().feed(judged(1, True))) == [(EXAMPLE_CORRECTED, True, 1.0)]
+def test_where_the_horizon_is_near_silence_teaches_once() -> None:
+    bench = notable()
+    bench.feed(limits(maturity_ms=PROVISIONAL_MS))
+    assert silences(bench, PROVISIONAL_MS) == [1.0]
+    assert silences(bench, MATURITY_MS) == []
+
+
+@pytest.mark.parametrize(("after_ms", "weight"), [(PROVISIONAL_MS, PROVISIONAL_SILENCE), (MATURITY_MS, 1.0)])
+def test_a_fraud_takes_back_what_silence_has_taught_by_then(after_ms: int, weight: float) -> None:
+    bench = notable()
+    silences(bench, PROVISIONAL_MS)
+    silences(bench, after_ms)
+    bench = bench.again()
+    assert taught(bench.feed(judged(1, True))) == [(EXAMPLE_CORRECTED, True, weight)]
+    assert silences(bench, MATURITY_MS + DAY_MS) == []
+
+
+def test_a_legitimate_label_leaves_the_rest_to_silence() -> None:
+    bench = notable()
+    silences(bench, PROVISIONAL_MS)
+    bench = bench.again()
+    assert taught(bench.feed(judged(1, False))) == []
+    assert silences(bench, MATURITY_MS) == [1.0 - PROVISIONAL_SILENCE]
+
+
+def test_a_payment_that_turns_out_not_to_have_gone_through_teaches_no_more() -> None:
+    bench = notable()
+    silences(bench, PROVISIONAL_MS)
+    bench.feed(Became(0, 0, pid(1), NOW_MS, False))
+    assert silences(bench, MATURITY_MS) == []
+
+
+def test_more_than_a_step_may_settle_are_drained_by_ticks() -> None:
+    bench = notable()
+    bench.feed(*(placed(n, terminal_id=None) for n in range(2, 251)))
+    silences(bench, PROVISIONAL_MS)
+    while bench.stage.due_left:
+        bench.feed(Tick(-1, 0, 0))
+    steps = [taught(bench.feed(item)) for item in (*clocks(NOW_MS + MATURITY_MS), *[Tick(-1, 0, 0)] * 3)]
+    assert [len(examples) for examples in steps] == [0, 100, 100, 50, 0]
+    assert not bench.stage.due_left
