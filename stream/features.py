@@ -136,7 +136,7 @@ PAYMENT_FEATURES: Final[tuple[Feature, ...]] = (
 ACCOUNT_COLUMNS: Final = (
     "payments_5m_count", "payments_1h_count", "payments_1d_count", "payments_7d_count", "payments_30d_count",
     "amount_1h_sum", "amount_1d_sum", "amount_7d_mean", "amount_30d_mean", "amount_30d_deviation", "amount_30d_max",
-    "since_last_s", "others_1d_distinct", "others_7d_distinct", "categories_1d_distinct", "coverage_30d_share", "age_s",
+    "since_last_s", "others_1d_distinct", "others_7d_distinct", "categories_1d_distinct", "age_s",
     "amount_ratio", "amount_z", "amount_14d_max_ratio", "outliers_3d_count", "outliers_14d_count", "outliers_14d_share",
     "since_outlier_s", "frauds_14d_count", "frauds_known_30d_count",
     "since_fraud_known_s", "pair_count", "pair_age_s", "hour_share", "weekend_share", "category_count",
@@ -161,7 +161,9 @@ _MODEL_AT: Final = np.array(
 
 
 def _selected(names: Sequence[str], entity: Literal["account", "terminal"]) -> list[Feature]:
-    return [ENTITY_FEATURES[ENTITY_INDEX[n]]._replace(name=f"{entity}_{n}", entity=entity) for n in names]
+    found = [ENTITY_FEATURES[ENTITY_INDEX[n]]._replace(name=f"{entity}_{n}", entity=entity) for n in names]
+    unless = "; NaN while the store covers less than 30 d"
+    return [f._replace(formula=f.formula + unless) if f.name == f"{entity}_age_s" else f for f in found]
 
 
 MODEL_FEATURES: Final[tuple[Feature, ...]] = (
@@ -170,6 +172,12 @@ MODEL_FEATURES: Final[tuple[Feature, ...]] = (
     *PAYMENT_FEATURES,
 )
 """What the model sees, in this order; the columns of `model_rows`."""
+
+_COVERAGE_AT: Final = ENTITY_INDEX["coverage_30d_share"]
+_AGES_AT: Final = (
+    (_COVERAGE_AT, ACCOUNT_COLUMNS.index("age_s")),
+    (len(ENTITY_FEATURES) + _COVERAGE_AT, len(ACCOUNT_COLUMNS) + TERMINAL_COLUMNS.index("age_s")),
+)
 
 MODEL_NAMES: Final = tuple(feature.name for feature in MODEL_FEATURES)
 assert len(set(MODEL_NAMES)) == len(MODEL_NAMES) <= 68, "names are unique, and a pending row stays small"
@@ -290,4 +298,11 @@ def whole_rows(
 
 def model_rows(whole: NDArray[np.float32]) -> NDArray[np.float32]:
     """(n, len(MODEL_FEATURES)) of `whole_rows`."""
-    return whole.take(_MODEL_AT, axis=1)
+    rows = whole.take(_MODEL_AT, axis=1)
+    # While the store is young, what it knows of an age is its own: a model would learn the calendar from it, and be
+    # lost on the day on which all ages are 30 d.
+    for coverage_at, age_at in _AGES_AT:
+        young = whole[:, coverage_at] < 1.0
+        if young.any():
+            rows[young, age_at] = np.nan
+    return rows

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from stream.features import (
+    ACCOUNT_COLUMNS,
     CODED_FIELDS,
     CODES,
     ENTITY_FEATURES,
@@ -14,6 +15,7 @@ from stream.features import (
     MODEL_NAMES,
     PAYMENT_FEATURES,
     PAYMENT_INDEX,
+    TERMINAL_COLUMNS,
     local_minutes,
     model_rows,
     payment_features,
@@ -87,6 +89,7 @@ def test_model_rows_have_each_column_under_its_name():
     n = 3
     account = np.arange(n * kernel.COLUMNS, dtype=np.float32).reshape(n, -1)
     terminal = -account
+    account[:, ENTITY_INDEX["coverage_30d_share"]] = terminal[:, ENTITY_INDEX["coverage_30d_share"]] = 1.0
     own = payment_features([payment(amount=i) for i in range(n)])
     whole = model_rows(whole_rows(account, terminal, own))
     assert whole.shape == (n, len(MODEL_FEATURES))
@@ -97,6 +100,16 @@ def test_model_rows_have_each_column_under_its_name():
             else terminal[:, ENTITY_INDEX[rest]] if entity == "terminal" else own[:, PAYMENT_INDEX[name]]
         )  # fmt: skip
         np.testing.assert_array_equal(whole[:, at], expected)
+
+
+@pytest.mark.parametrize("entity", ["account", "terminal"])
+def test_an_age_is_absent_for_the_model_while_its_store_is_young(entity: str):
+    blocks = {name: np.full((2, kernel.COLUMNS), 7.0, np.float32) for name in ("account", "terminal")}
+    blocks[entity][:, ENTITY_INDEX["coverage_30d_share"]] = 0.999, 1.0
+    own = payment_features([payment(), payment()])
+    rows = model_rows(whole_rows(blocks["account"], blocks["terminal"], own))
+    assert rows[:, MODEL_NAMES.index(f"{entity}_age_s")].tolist() == [pytest.approx(np.nan, nan_ok=True), 7.0]
+    assert np.isnan(rows[:, : len(ACCOUNT_COLUMNS) + len(TERMINAL_COLUMNS)]).sum() == 1
 
 
 @pytest.mark.parametrize("field", CODED_FIELDS)
