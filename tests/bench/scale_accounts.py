@@ -39,7 +39,7 @@ def accounts(*, short: bool) -> dict[str, Any]:
         "many": Stream(seed=61, accounts=many, ms_between=MS_BETWEEN, once_each=True),
     }
     with bench() as place, running(place, streams["few"]) as of_few, running(place, streams["many"]) as of_many:
-        _warm(of_few, min(many, 20 * few))
+        _warm(of_few, min(many, 10 * few))
         warm_mb = _warm(of_many, many)
         for _ in range(rounds):
             for name, found in (("few", of_few), ("many", of_many)):

@@ -18,6 +18,7 @@ from scale_load import Feeder, Stream
 from scale_verdict import say
 
 from stream.broker.embedded import EmbeddedBroker
+from stream.errors import OperatorError
 
 TICK_S, SNAPSHOT_S = 5.0, 15.0
 GROUP_S_MAX = 300.0
@@ -107,10 +108,22 @@ def bench() -> Generator[Bench]:
         yield Bench(broker.bootstrap, Path(temporary))
 
 
+def _deployed(place: Bench) -> Deployment:
+    for tries_left in reversed(range(TRIES)):
+        try:
+            return deploy(place.bootstrap, place.directory)
+        except OperatorError as error:
+            if not tries_left:
+                raise BenchFailed(str(error)) from error
+            say(f"deployed again after: {error}")
+            time.sleep(AFTER_FROZEN_S)
+    raise AssertionError("the loop returns or raises")
+
+
 @contextlib.contextmanager
 def running(place: Bench, stream: Stream, *, workers: int = 1, tick_s: float = TICK_S) -> Generator[Running]:
     """A deployment with so many workers, which share its partitions; nothing is sent yet."""
-    deployment = deploy(place.bootstrap, place.directory)
+    deployment = _deployed(place)
     answers = Answers(place.bootstrap, deployment.settings.prefix + "decisions", PARTITIONS)
     with contextlib.ExitStack() as stack:
         stack.callback(answers.close)
