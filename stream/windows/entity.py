@@ -413,7 +413,9 @@ class EntityWindows:
         held = self._dirty[: len(self._keys)] == 0
         held[self._free_slots] = False
         clean = np.flatnonzero(held)
-        oldest = clean[np.argsort(self._used[clean], kind="stable")][:excess].tolist()
+        used = self._used[clean]
+        # Not in order: sorting all would take 5 % of a core, each second, from then on that memory is full.
+        oldest = (clean if excess >= len(clean) else clean[np.argpartition(used, excess)[:excess]]).tolist()
         entries, blocks, control = self._entries, self._blocks, self._control
         for slot in oldest:
             offset, size = self._state[slot * kernel.STATE :][:2].tolist()
