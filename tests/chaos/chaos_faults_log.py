@@ -364,15 +364,22 @@ def crash_at_points(deployment: Deployment, payments: int, points: list[str]) ->
     """Every point must be reached while the load lasts: without it nothing changes, and nothing is written."""
     deployment.command = FAULTY
     worker = one_worker(deployment)
-    deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, POINT_S * len(points)))
+    rate = rate_for(payments, POINT_S * len(points))
+    deployment.feed(Load(payments, deployment.seed), rate=rate)
     deployment.until_answering()
     fired: list[str] = []
+
+    def ended() -> bool:
+        if not deployment.feeds[-1].is_alive():
+            deployment.feed(Load(int(rate * POINT_S), deployment.seed + len(deployment.feeds)), rate=rate)
+        return not worker.alive
+
     worker.kill()
     for point in points:
         worker.start(CHAOS_CRASH=point)
         deployment.watcher.mark(point)
         try:
-            deployment.until(lambda: not worker.alive, point, 60)
+            deployment.until(ended, point, 60)
             fired.append(point)
             deployment.say(f"ended at {point}")
         except ChaosError:

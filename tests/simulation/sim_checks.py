@@ -22,10 +22,12 @@ from stream.rules.policy import DEFAULT_POLICY, VERDICTS, decode_policy, policy_
 from stream.rules.ruleset import decode_ruleset, ruleset_version
 from stream.runner.errors import ForeignState, GapInJournal, StateAheadOfLog, StateBehindLog
 from stream.runner.partition import META_KEY, PartitionRunner, Reseek, Send
+from stream.stages.account import AccountStage
 from stream.stages.control import ModelPayload
 from stream.stages.keys import TABLE_PENDING, payment_hash, pid64
 from stream.stages.stage import Journal, Record
 from stream.stages.state import MemoryStore, State
+from stream.stages.terminal import TerminalStage
 from stream.stages.wiring import FOREIGN, GATHERING, STAGE_TOPICS, Partitions, build_stage
 from topics.codec import parse_label, parse_payment
 from topics.control import Engine, Skip, parse_control, payload_as
@@ -154,8 +156,8 @@ def check(world: World, forgetful: bool, rng: Random) -> None:
     skips = skips_of(world)
     check_against_oracle(world, counted, skips, rng)
     check_refusals(world)
-    answers = check_answers(log, check_accounts(partitions, counted, skips))
-    check_examples(log, partitions, counted, skips, answers)
+    answers = check_answers(log, check_accounts(world, counted, skips))
+    check_examples(world, counted, skips, answers)
     if not forgetful and not any(skips.values()):
         check_labels(log, partitions, counted, answers.firsts)
 
@@ -178,16 +180,19 @@ def skips_of(world: World) -> dict[TP, set[int]]:
     return found
 
 
-def check_accounts(
-    partitions: Partitions, counted: dict[TP, list[Any]], skips: dict[TP, set[int]]
-) -> dict[tuple[int, int], str]:
+def check_accounts(world: World, counted: dict[TP, list[Any]], skips: dict[TP, set[int]]) -> dict[tuple[int, int], str]:
     """What the account stage made of its journal is what plain rules make of it. What becomes of each payment."""
+    partitions = world.partitions
     becomes: dict[tuple[int, int], str] = {}
     for partition in range(partitions.account):
         tp = ("account-journal", partition)
         reading = AccountReading(partition, partitions.account, partitions.terminal, skips[tp])
         reading.read(counted[tp])
         becomes |= reading.expected
+        stage = world.host_of(tp).runner.stage
+        assert isinstance(stage, AccountStage)
+        ours = (stage.label_clock_ms, stage.newest_event_ms)
+        require(ours == (reading.clock_ms, max(reading.watermarks.values(), default=0)), tp, "its clocks are", ours)
         for to, expected in reading.items.items():
             found = [item for *_, sender, item in counted[to] if sender == (local_topic_id(tp[0]), partition)]
             for ours, theirs in zip_longest(without_features(found), expected):
@@ -358,13 +363,13 @@ class Answers(NamedTuple):
 
 
 def check_examples(
-    log: SimLog,
-    partitions: Partitions,
+    world: World,
     counted: dict[TP, list[Any]],
     skips: dict[TP, set[int]],
     answers: Answers,
 ) -> None:
     """Examples have the features of the decision; maturity runs on the labels' clock: by the records alone."""
+    log, partitions = world.log, world.partitions
     features: dict[bytes, bytes] = {}
     for _, record in log.of("decision-details"):
         details = msgspec.json.decode(record.value or b"", type=DecisionDetails)
@@ -381,6 +386,9 @@ def check_examples(
         tp = ("terminal-journal", partition)
         reading = Reading(partition, partitions.account, caused, answers, skips[tp], features)
         reading.read(counted[tp])
+        stage = world.host_of(tp).runner.stage
+        assert isinstance(stage, TerminalStage)
+        require(stage.label_clock_ms == min(reading.clocks), tp, "its labels' clock is", stage.label_clock_ms)
         for at, cause in reading.causes.items():
             found = answers.causes.get(at)
             require(found in (None, cause), "payments", at, "was answered", found, "instead of", cause)

@@ -4,7 +4,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 import msgspec
-from sim_small import BOMB_AMOUNT, LATE_BOMB_AMOUNT
+from sim_small import BAD_CLOCK, BAD_CLOCK_ONE_IN, BOMB_AMOUNT, LATE_BOMB_AMOUNT
 
 from stream.rules.default import DEFAULT_RULES
 from stream.rules.policy import Policy
@@ -243,11 +243,15 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
             events.append(_control(rng, at, forgetful, kind))
             if kind == "settings":
                 limits = _settings_in(events[-1])
-    last = at + 2 * DAY_MS
+    # After all else some payments, and a clock that stands to the millisecond where they mature.
+    at = max(event.at_ms for event in events) + 1_000
+    if rng.random() < 0.2:  # and on that very clock the terminal stage fails
+        at += (BAD_CLOCK - at - limits.maturity_ms) % BAD_CLOCK_ONE_IN
+    for number in range(4):
+        payment = _payment(rng, payments + number, at, accounts, terminals) | {"event_time": at, "mode": "live"}
+        send(at, "payments", encode(payment))
+    last = at + limits.maturity_ms
     for when in range(START_MS, last, DAY_MS // rng.choice((1, 2, 4))):
         send(when, "labels", encode({"kind": "clock", "observed_at": when}))
-    # The last clock stands to the millisecond where one of the latest payments matures.
-    edges = [payment["event_time"] + limits.maturity_ms for payment in sent if payment.get("mode", "live") == "live"]
-    last = rng.choice([edge_ms for edge_ms in edges if edge_ms > last] or [last])
     send(last, "labels", encode({"kind": "clock", "observed_at": last}))
     return Workload(sorted(events, key=lambda event: event.at_ms), forgetful)
