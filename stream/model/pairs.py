@@ -34,6 +34,7 @@ CROSSED = (
     ("amount", "mcc"),
     ("local_hour", "mcc"),
     ("account_category_amount_ratio", "local_hour"),
+    ("account_category_amount_ratio", "mcc"),
     ("terminal_fraud_run_count", "terminal_fraud_28d_share"),
     ("terminal_fraud_run_count", "terminal_fraud_run_age_s"),
     ("terminal_frauds_last_5_count", "terminal_frauds_ordinary_28d_count"),
