@@ -17,10 +17,11 @@ What is checked when (found by flipping bytes: tests/worker/test_store.py):
 | an SST or the MANIFEST is missing   | at open                                                         |
 | the log is cut or missing           | not: an older, whole state                                      |
 
-Threads: every method may be called from any thread; `write` calls exclude each other. RocksDB's reads, flushes
-and compactions release the GIL, but rocksdict's `write` and checkpoint hold it. Hence a batch is sorted before
-it is written (4 to 6 times faster into the skip list), a write never waits inside RocksDB for a compaction
-(`no_slowdown`; the wait is a sleep here), and `checkpoint` flushes first, in a call that releases the GIL.
+Threads: every method may be called from any thread; `write`, `flush`, `checkpoint` and `close` exclude each other.
+RocksDB's reads, flushes and compactions release the GIL, but rocksdict's `write` and checkpoint hold it. Hence a
+batch is sorted before it is written (4 to 6 times faster into the skip list), a write never waits inside RocksDB for
+a compaction (`no_slowdown`; the wait is a sleep here), and `checkpoint` flushes first, in a call that releases the
+GIL.
 
 Memory is bounded by `StoreMemory`, shared by all stores of a process.
 """
@@ -261,6 +262,10 @@ class RocksStore:
 
     def flush(self) -> None:
         """Write the memtable to an SST, so that the next open has no log to replay. Releases the GIL."""
+        with self._writing:
+            self._flush()
+
+    def _flush(self) -> None:
         try:
             self._db.flush()
         except Exception as error:
@@ -271,12 +276,15 @@ class RocksStore:
 
         `directory` must be on the same file system, else RocksDB copies. Raises `StoreFull`, `StoreCorrupt`.
         """
-        self.flush()
-        try:
-            Checkpoint(self._db).create_checkpoint(str(directory))
-            shutil.copyfile(self.directory / _CONFIG, Path(directory) / _CONFIG)
-        except Exception as error:
-            raise self._error(error) from error
+        # Whoever closes meanwhile waits: RocksDB lets go of its directory when the last call into it has ended, and who
+        # opens it before that finds it locked.
+        with self._writing:
+            self._flush()
+            try:
+                Checkpoint(self._db).create_checkpoint(str(directory))
+                shutil.copyfile(self.directory / _CONFIG, Path(directory) / _CONFIG)
+            except Exception as error:
+                raise self._error(error) from error
 
     def verify(self) -> int:
         """Read every block and check it; the number of keys. About 1 µs a key: for tests and `fraud` commands."""

@@ -1,5 +1,6 @@
 """What a look a second says of a long run: does anything rise that should stand?"""
 
+import itertools
 import statistics
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ from scale_verdict import Row, least_squares, verdict
 WARM_SHARE = 0.2
 MEMORY_GROWTH = 0.03
 LAG_S = 1.0  # a lag is flat if its line grows by less than a second's payments
+STILL_S = 5.0  # between two looks: the machine stood, and lag and group with it; such a run proves little
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 60
 
@@ -58,5 +60,6 @@ def judge(series: list[Look], rate: float) -> dict[str, Any]:
         median={name: statistics.median(values) for name, values in columns.items()},
         most={name: max(values) for name, values in columns.items()},
         warm_s=round(warm_s, 1),
+        stood_still=sum(b.at_s - a.at_s > STILL_S for a, b in itertools.pairwise(series)),
         plots=[plot(name, [float(getattr(look, name)) for look in series]) for name in columns],
     )

@@ -349,6 +349,30 @@ def test_file_size_limit_counts_as_full(tmp_path: Path):
 # --- the rest ---------------------------------------------------------------------------------------------------
 
 
+def test_a_store_that_is_closed_while_a_checkpoint_is_taken_can_be_opened_at_once(tmp_path: Path):
+    """A partition that leaves while its snapshot is begun, and comes back, finds nobody in its directory."""
+    store = opened(tmp_path / "s")
+    store.write([(b"%08d" % i, os.urandom(1_000)) for i in range(7_000)], sync=False)
+    ended: list[Exception | None] = []
+
+    def take() -> None:
+        try:
+            store.checkpoint(tmp_path / "c")
+            ended.append(None)
+        except StoreClosed as error:  # it came too late, and says so
+            ended.append(error)
+
+    taking = threading.Thread(target=take)
+    taking.start()
+    while not any((tmp_path / "s").glob("*.sst")) and taking.is_alive():
+        time.sleep(0.0005)  # until the flush is under way
+    store.close()
+    with opened(tmp_path / "s") as again:
+        assert len(again.scan(b"", HIGHEST, 10_000)) == 7_000
+    taking.join(30)
+    assert len(ended) == 1
+
+
 def test_checkpoint_is_a_store_as_of_then(tmp_path: Path):
     with opened(tmp_path / "s") as store:
         store.write([(b"a", b"1")], sync=False)
