@@ -195,6 +195,7 @@ PLAIN_ROWS: Final = 10  # of fewer payments than this, plain Python is faster th
 NAN: Final = float("nan")
 
 _HEAD: Final = struct.Struct("=3f")
+_EXACT: Final = 2**53  # a greater amount would be rounded twice on its way to float32
 
 _coded = attrgetter(
     "merchant_country", "issuer_country", "currency", "billing_currency", "mcc", *CODED_FIELDS
@@ -249,12 +250,10 @@ def payment_features(
         amounts = np.fromiter(map(_amount, payments), np.int64, n)
     if minutes is None:
         minutes = local_minutes(payments)
-    if 0 < n < PLAIN_ROWS:
+    if 0 < n < PLAIN_ROWS and max(known := amounts.tolist()) < _EXACT:
         rows = [
             _HEAD.pack(NAN if amount < 0 else amount, minute % 1440 / 60.0, minute >= 5 * 1440) + _codes_of(combination)
-            for amount, minute, combination in zip(
-                amounts.tolist(), minutes.tolist(), map(_coded, payments), strict=True
-            )
+            for amount, minute, combination in zip(known, minutes.tolist(), map(_coded, payments), strict=True)
         ]
         return np.frombuffer(b"".join(rows), np.float32).reshape(n, -1)
     out = np.empty((n, len(PAYMENT_FEATURES)), np.float32)

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stream.features import (
     ACCOUNT_COLUMNS,
@@ -15,6 +17,7 @@ from stream.features import (
     MODEL_NAMES,
     PAYMENT_FEATURES,
     PAYMENT_INDEX,
+    PLAIN_ROWS,
     TERMINAL_COLUMNS,
     local_minutes,
     model_rows,
@@ -78,10 +81,30 @@ def test_amounts_without_a_rate_are_absent():
     assert features[1, 0] == 77
 
 
-def test_rows_do_not_depend_on_their_neighbours():
-    payments = [payment(amount=i, channel=c, cvv="match") for i, c in enumerate(["ecom", "pos", None, "ecom"])]
-    together = payment_features(payments)
-    assert together.tobytes() == b"".join(payment_features([p]).tobytes() for p in payments)
+_PAYMENTS = st.builds(
+    payment,
+    event_time=st.integers(0, 4_102_444_800_000),
+    amount=st.integers(0, 10**15),
+    utc_offset_min=st.one_of(st.none(), st.integers(-840, 840)),
+    channel=st.sampled_from([None, "ecom", "pos"]),
+    mcc=st.sampled_from([None, "5411", "x"]),
+    cvv=st.sampled_from([None, "match"]),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(_PAYMENTS, min_size=PLAIN_ROWS, max_size=3 * PLAIN_ROWS), st.data())
+def test_rows_do_not_depend_on_their_neighbours(payments: list[Payment], data: st.DataObject):
+    """Many at once go another way than a few: not a bit may differ."""
+    amounts = [data.draw(st.sampled_from([-1, p.amount, 2**53 + 2**29 + 1])) for p in payments]
+    minutes = local_minutes(payments)
+    assert minutes.tolist() == [local_minutes([p]).item() for p in payments]
+    together = payment_features(payments, np.array(amounts))
+    alone = [payment_features([p], np.array([amount])) for p, amount in zip(payments, amounts, strict=True)]
+    assert together.tobytes() == b"".join(row.tobytes() for row in alone)
+
+
+def test_no_payments_have_no_rows():
     assert payment_features([]).shape == (0, len(PAYMENT_FEATURES))
 
 
