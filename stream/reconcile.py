@@ -8,15 +8,13 @@ from hashlib import blake2b
 from typing import Any
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import Message
 from msgspec import Struct
 
-from stream.broker.offsets import watermarks
 from stream.broker.topic_admin import describe_topics, id_bytes
+from stream.broker.whole_topic import TopicReader
 from stream.errors import OperatorError
 
-WAIT_S = 10.0
-BATCH = 5_000
 NAMED_MAX = 20
 
 
@@ -185,49 +183,9 @@ def _is_backfill(value: bytes | None) -> bool:
 
 
 def _read(client: Mapping[str, Any], topic: str, progress: Callable[[int], None]) -> Iterator[Message]:
-    """All records of a topic up to where it ends now, a partition after the other in no order across partitions."""
-    consumer = Consumer(
-        {
-            **client,
-            "group.id": "fraudstream-reconcile",
-            "enable.auto.commit": False,
-            "auto.offset.reset": "error",
-            "enable.partition.eof": True,
-            "isolation.level": "read_committed",
-        }
-    )
-    try:
-        metadata = consumer.list_topics(topic, timeout=WAIT_S).topics[topic]
-        left: set[int] = set()
-        ends: dict[int, int] = {}
-        starts: list[TopicPartition] = []
-        for partition in metadata.partitions:
-            low, high = watermarks(consumer, topic, partition, timeout_s=WAIT_S)
-            if high > low:
-                left.add(partition)
-                ends[partition] = high
-                starts.append(TopicPartition(topic, partition, low))
-        if not left:
-            return
-        consumer.assign(starts)
-        while left:
-            first = consumer.poll(WAIT_S)
-            if first is None:
-                raise OperatorError(f"{topic}: no records for {WAIT_S} s before the end was reached")
-            # `consume(n, t)` waits for n or for t; after a poll that brought one, what is there is enough.
-            messages = [first, *consumer.consume(BATCH, 0)]
-            progress(len(messages))
-            for message in messages:
-                error = message.error()
-                partition = message.partition() or 0
-                if error is not None:
-                    if error.code() != KafkaError._PARTITION_EOF:
-                        raise OperatorError(f"{topic}[{partition}]: {error.str()}")
-                    left.discard(partition)
-                    continue
-                if (message.offset() or 0) < ends[partition]:
-                    yield message
-                if (message.offset() or 0) >= ends[partition] - 1:
-                    left.discard(partition)
-    finally:
-        consumer.close()
+    """All records of a topic up to where it ends now, a partition after the other."""
+    with TopicReader(client, "reconcile") as reader:
+        for partition, (low, high) in reader.ends(topic).items():
+            for messages in reader.messages(topic, partition, low, high):
+                progress(len(messages))
+                yield from messages

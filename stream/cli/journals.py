@@ -10,12 +10,12 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from stream import collector
-from stream.broker.offsets import watermarks
 from stream.broker.topic_admin import topic_ids
+from stream.broker.whole_topic import TopicReader
 from stream.cli.broker import known_settings
 from stream.cli.topics import BootstrapOption, JsonOption, PrefixOption
 from stream.errors import OperatorError
-from stream.replay.dump import ORDER, consumer_of, dump, places
+from stream.replay.dump import ORDER, dump, places
 from stream.replay.rerun import Rerun, rerun
 
 app = typer.Typer(name="journals", help="Journals as files: kept, and applied again.", no_args_is_help=True)
@@ -63,25 +63,21 @@ def dump_command(
     broker = known_settings(bootstrap=bootstrap, prefix=prefix)
     errors = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.completed:,} of {task.total:,} records"), TimeElapsedColumn())
-    consumer = consumer_of(broker.client())
     try:
         ids = topic_ids(broker.client(), [broker.prefix + topic for topic in ORDER])
-        wanted = places(consumer, {topic: ids[broker.prefix + topic] for topic in ORDER}, broker.prefix, watermarks)
-        total = sum(place.high - place.low for place in wanted)
-        with Progress(*columns, console=errors, transient=True) as progress:
-            task = progress.add_task("", total=total)
+        with TopicReader(broker.client(), "dump") as reader, Progress(*columns, console=errors, transient=True) as bar:
+            wanted = places({topic: ids[broker.prefix + topic] for topic in ORDER}, broker.prefix, reader.ends)
+            task = bar.add_task("", total=sum(place.high - place.low for place in wanted))
             written = dump(
-                consumer,
+                reader.records,
                 wanted,
                 directory,
                 prefix=broker.prefix,
-                progress=lambda more: progress.advance(task, more),
+                progress=lambda more: bar.advance(task, more),
             )
     except OperatorError as error:
         errors.print(str(error), style="red", highlight=False)
         raise typer.Exit(FAILED) from error
-    finally:
-        consumer.close()
     if as_json:
         print(msgspec.json.encode({"directory": str(directory), "records": written, "files": len(wanted)}).decode())
         return
