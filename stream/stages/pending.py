@@ -2,24 +2,29 @@
 
 Rows are keyed by event time, so that those which mature next come first and old ones go by range. A row is
 
-    flags (1 byte) | taught (1) | length of the terminal's key (2), of the features (2) | key | float32[F]
+    flags (1 byte) | truth (1) | taught (1) | part (1) | length of the terminal's key (2), of the features (2) | key |
+    float32[F] | label (msgpack), while one waits
 
-Bound: `road_ms` on the labels' clock, 25 + 6 + key + 4 F bytes a payment.
+Bound: `road_ms` on the labels' clock, 25 + 8 + key + 4 F bytes a payment.
 
-What a label says teaches when it comes. Silence teaches twice: soon, and what is left of it at the maturity horizon. Of
-a payment that nobody would take for fraud, soon is enough: hardly one in a thousand of these is a fraud that has not
-been told yet.
+Silence teaches twice: soon, and what is left of it at the maturity horizon. Of a payment that nobody would take for
+fraud, soon is enough: hardly one in a thousand of these is a fraud that has not been told yet. A label teaches when it
+comes, but not before the silence about the payments of its day: frauds that were learned before the legitimate payments
+of their days would be told from them by the date.
 """
 
 import struct
 from typing import NamedTuple
 
-from stream.model.sampling import PROVISIONAL_SILENCE, keep_legitimate
+import msgspec
+
+from stream.model.sampling import keep_legitimate
 from stream.stages import keys
 from stream.stages.state import State
 from topics.journal import Judged
 
-_HEAD = struct.Struct("<BBHH")
+_HEAD = struct.Struct("<BBBBHH")
+_label = msgspec.msgpack.Decoder(tuple[int, str | None])
 DAY_MS = 86_400_000
 PROVISIONAL_MS = 7 * DAY_MS  # after so long silence begins to teach, if the maturity horizon is not shorter
 
@@ -32,15 +37,20 @@ TAUGHT_NOTHING, TAUGHT_FRAUD, TAUGHT_PROVISIONAL, TAUGHT_LEGITIMATE, TAUGHT_BY_S
 
 
 class Row(NamedTuple):
-    """`taught`: what the learner has been told, of TAUGHT_*; unsure: the silence of a notable payment, in part.
+    """`truth`: what the labels say by now, `taught`: what the learner has been told, both of TAUGHT_*; unsure: the
+    silence about a notable payment, in part.
 
-    `entity`: the state key of the payment's terminal, empty if it named none.
+    `entity`: the state key of the payment's terminal, empty if it named none. `label`: (observed_at in ms UTC, source)
+    of the latest word, while it waits. `part`: hundredths of the silence about it that have taught, if unsure.
     """
 
     flags: int
+    truth: int
     taught: int
     entity: bytes
     features: bytes
+    label: tuple[int, str | None] | None = None
+    part: int = 0
 
     @property
     def went_through(self) -> bool:
@@ -51,23 +61,27 @@ class Row(NamedTuple):
 
 
 def pack(row: Row) -> bytes:
-    return _HEAD.pack(row.flags, row.taught, len(row.entity), len(row.features)) + row.entity + row.features
+    head = _HEAD.pack(row.flags, row.truth, row.taught, row.part, len(row.entity), len(row.features))
+    tail = b"" if row.label is None else msgspec.msgpack.encode(row.label)
+    return head + row.entity + row.features + tail
 
 
 def pack_new(flags: int, entity: bytes, features: bytes) -> bytes:
     """The row of a payment of which nothing is known yet."""
-    return _HEAD.pack(flags, TAUGHT_NOTHING, len(entity), len(features)) + entity + features
+    return _HEAD.pack(flags, TAUGHT_NOTHING, TAUGHT_NOTHING, 0, len(entity), len(features)) + entity + features
 
 
 def is_passed_over(value: bytes, pid: bytes) -> bool:
-    """Whether the silence about this row teaches nothing: a label spoke, or it is not in the sample."""
-    return value[1] != TAUGHT_NOTHING or not (value[0] & NOTABLE or keep_legitimate(keys.pid64(pid)))
+    """Whether this row teaches nothing when its time comes: no label spoke, and its silence is not in the sample."""
+    return value[1] == TAUGHT_NOTHING and not value[0] & NOTABLE and not keep_legitimate(keys.pid64(pid))
 
 
 def unpack(value: bytes) -> Row:
-    flags, taught, entity, features = _HEAD.unpack_from(value)
+    flags, truth, taught, part, entity, features = _HEAD.unpack_from(value)
     middle = _HEAD.size + entity
-    return Row(flags, taught, value[_HEAD.size : middle], value[middle : middle + features])
+    end = middle + features
+    label = _label.decode(value[end:]) if len(value) > end else None
+    return Row(flags, truth, taught, value[_HEAD.size : middle], value[middle:end], label, part)
 
 
 def weight_of_silence(row: Row, pid: bytes) -> float:
@@ -83,7 +97,7 @@ def what_was_taught(row: Row) -> tuple[bool, float]:
     more by far once frauds like it were met.
     """
     if row.taught == TAUGHT_UNSURE:
-        return False, PROVISIONAL_SILENCE
+        return False, row.part / 100
     if row.taught == TAUGHT_BY_SILENCE:
         return False, 1.0 if row.flags & NOTABLE else 0.0
     return row.taught in (TAUGHT_FRAUD, TAUGHT_PROVISIONAL), 0.0 if row.taught == TAUGHT_NOTHING else 1.0

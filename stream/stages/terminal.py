@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from stream.errors import InternalError
 from stream.features import ENTITY_FEATURES, ENTITY_INDEX, local_minutes
-from stream.model.sampling import NOTABLE_PROBABILITY, PROVISIONAL_SILENCE
+from stream.model.sampling import NOTABLE_PROBABILITY, percent_known
 from stream.rules.policy import VERDICTS
 from stream.stages import keys, pending
 from stream.stages.account import TERMINAL_JOURNAL
@@ -58,7 +58,8 @@ assert MATURED_MAX < 200, "the outputs of one step must be numbered within its i
 
 class _Globals(Struct, array_like=True):
     """Small state, written whole. Clocks in ms UTC, one per account partition; `cursor`: the silence about pending rows
-    below it has taught; `answers_from_ms`: answers first asked for before it are gone; `latest_at_ms`: the broker's.
+    below it has taught; `answers_from_ms`: answers first asked for before it are gone; `latest_at_ms`: the broker's;
+    `told`: payments that a label called fraud; `told_soon`: before the silence about their day taught.
     """
 
     clocks: list[int]
@@ -66,6 +67,8 @@ class _Globals(Struct, array_like=True):
     due_left: bool
     answers_from_ms: int
     latest_at_ms: int
+    told: int = 0
+    told_soon: int = 0
 
 
 class TerminalStage:
@@ -278,7 +281,7 @@ class TerminalStage:
             raise InternalError(f"a {type(item).__name__} does not belong on {TERMINAL_JOURNAL}")
 
     def _join(self, step: Step, judged: Judged, out: Outbox) -> None:
-        """The truth meets the features as they were, and teaches at once."""
+        """The truth meets the features as they were. It teaches at once, but not before silence does."""
         key = pending.pending_key(judged.event_ms, judged.pid)
         kept = self._state.get(key)
         if kept is None or self._forgotten(judged.event_ms):
@@ -288,6 +291,13 @@ class TerminalStage:
         row = pending.unpack(kept)
         self._mark_terminal(row, judged)
         truth = pending.truth_of(judged)
+        if judged.fraud and row.truth == pending.TAUGHT_NOTHING:
+            self._globals.told += 1
+            self._globals.told_soon += judged.observed_ms - judged.event_ms <= self._soon_ms
+        if not self._had_its_time(key):
+            label = (judged.observed_ms, judged.source)
+            self._state.put(key, pending.pack(row._replace(truth=truth, label=label)))
+            return
         was_fraud, was_weight = pending.what_was_taught(row)
         if truth == pending.TAUGHT_NOTHING:  # its labels say nothing of fraud any more
             truth = pending.TAUGHT_LEGITIMATE if was_fraud else row.taught
@@ -296,7 +306,7 @@ class TerminalStage:
         confirms = known and was_fraud == fraud and truth != pending.TAUGHT_FRAUD
         if confirms or truth == row.taught:
             return
-        self._state.put(key, pending.pack(row._replace(taught=truth)))
+        self._state.put(key, pending.pack(row._replace(truth=truth, taught=truth)))
         example = Example(
             step.offset,
             origin_n(step, 0),
@@ -314,6 +324,10 @@ class TerminalStage:
             row.taught == pending.TAUGHT_PROVISIONAL,
         )
         out.journal(step, EXAMPLES, 0, example)
+
+    def _had_its_time(self, key: bytes) -> bool:
+        """Whether this row was asked what it teaches."""
+        return key < self._globals.cursor and self._state.get(keys.TABLE_LATE_DUE + key[1:]) is None
 
     def _mark_terminal(self, row: pending.Row, judged: Judged) -> None:
         if not row.entity:
@@ -365,8 +379,7 @@ class TerminalStage:
     def _mature(self, step: Step, out: Outbox) -> None:
         """Silence teaches, by the labels' clock alone; a bounded number of examples a step."""
         g = self._globals
-        maturity_ms = self.meaning.limits.maturity_ms
-        soon_ms = self._label_clock_ms - min(maturity_ms, pending.PROVISIONAL_MS)
+        soon_ms = self._label_clock_ms - self._soon_ms
         if soon_ms <= 0:
             return
         unsure = self._unsure_due()
@@ -390,6 +403,11 @@ class TerminalStage:
         g.cursor = due.cursor
         g.due_left = due.more
 
+    @property
+    def _soon_ms(self) -> int:
+        """After so long silence begins to teach."""
+        return min(self.meaning.limits.maturity_ms, pending.PROVISIONAL_MS)
+
     def _unsure_due(self) -> list[bytes]:
         """Keys of notable payments whose silence has taught in part, and is mature; at most MATURED_MAX of them."""
         low = keys.time_key(keys.TABLE_UNSURE, self._forget_before_ms())
@@ -404,42 +422,55 @@ class TerminalStage:
             self._state.delete(keys.TABLE_UNSURE + key[1:])
             row = None if value is None else pending.unpack(value)
             if row is not None and row.taught == pending.TAUGHT_UNSURE and row.went_through:
-                self._silent(step, key, row, pending.TAUGHT_BY_SILENCE, 1.0 - PROVISIONAL_SILENCE, taught, out)
+                self._learned(step, key, row, pending.TAUGHT_BY_SILENCE, 1.0 - row.part / 100, taught, out)
                 taught += 1
         return taught
 
     def _teach(self, step: Step, key: bytes, value: bytes | None, j: int, out: Outbox) -> bool:
-        """One row of which nothing has been heard for long enough; whether that teaches."""
+        """One row whose time has come; whether it teaches."""
         pid = key[9:]
         if value is None or self._forgotten(_event_ms(key)) or pending.is_passed_over(value, pid):
             return False
         row = pending.unpack(value)
+        if row.truth != pending.TAUGHT_NOTHING:
+            self._learned(step, key, row, row.truth, 1.0, j, out)
+            return True
         weight = pending.weight_of_silence(row, pid)
         if not row.went_through or not weight:
             return False
         mature = _event_ms(key) <= self._label_clock_ms - self.meaning.limits.maturity_ms
         if row.flags & pending.NOTABLE and not mature:
-            self._silent(step, key, row, pending.TAUGHT_UNSURE, PROVISIONAL_SILENCE, j, out)
             self._state.put(keys.TABLE_UNSURE + key[1:], b"")
+            part = percent_known(self._globals.told_soon, self._globals.told)
+            row = row._replace(part=part)
+            if not part:
+                self._state.put(key, pending.pack(row._replace(taught=pending.TAUGHT_UNSURE)))
+                return False
+            self._learned(step, key, row, pending.TAUGHT_UNSURE, part / 100, j, out)
         else:
-            self._silent(step, key, row, pending.TAUGHT_BY_SILENCE, weight, j, out)
+            self._learned(step, key, row, pending.TAUGHT_BY_SILENCE, weight, j, out)
         return True
 
-    def _silent(
+    def _learned(
         self, step: Step, key: bytes, row: pending.Row, taught: int, weight: float, j: int, out: Outbox
     ) -> None:
+        """An example of what a label said that waited, or of silence."""
         self.counts["matured"] += 1
-        self._state.put(key, pending.pack(row._replace(taught=taught)))
+        self._state.put(key, pending.pack(row._replace(taught=taught, label=None)))
+        silent = taught in (pending.TAUGHT_BY_SILENCE, pending.TAUGHT_UNSURE)
+        observed_ms, source = (None if silent else row.label) or (self._label_clock_ms, None)
         example = Example(
             step.offset,
             origin_n(step, j),
-            EXAMPLE_MATURED,
+            EXAMPLE_MATURED if silent else EXAMPLE_LABELLED,
             key[9:],
             _event_ms(key),
-            self._label_clock_ms,
-            False,
+            observed_ms,
+            taught in (pending.TAUGHT_FRAUD, pending.TAUGHT_PROVISIONAL),
             weight,
             row.features,
+            taught == pending.TAUGHT_PROVISIONAL,
+            source,
         )
         out.journal(step, EXAMPLES, 0, example)
 

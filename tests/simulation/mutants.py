@@ -91,8 +91,8 @@ MUTANTS = (
         (
             (
                 TERMINAL,
-                "soon_ms = self._label_clock_ms - min(",
-                "soon_ms = self._globals.latest_at_ms - min(",
+                "soon_ms = self._label_clock_ms - self",
+                "soon_ms = self._globals.latest_at_ms - self",
             ),
         ),
     ),
@@ -266,8 +266,8 @@ MUTANTS = (
         (
             (
                 TERMINAL,
-                "soon_ms = self._label_clock_ms - min(maturity_ms, pending.PROVISIONAL_MS)",
-                "soon_ms = self._label_clock_ms - min(maturity_ms, pending.PROVISIONAL_MS) - 1",
+                "soon_ms = self._label_clock_ms - self._soon_ms",
+                "soon_ms = self._label_clock_ms - self._soon_ms - 1",
             ),
         ),
     ),

@@ -15,7 +15,6 @@ from sim_world import JOURNALS, World
 
 from stream.features import ENTITY_INDEX, MODEL_NAMES
 from stream.model.compiled import Compiled
-from stream.model.sampling import PROVISIONAL_SILENCE
 from stream.replay.log import local_topic_id
 from stream.rules.default import DEFAULT_RULES
 from stream.rules.policy import DEFAULT_POLICY, VERDICTS, decode_policy, policy_version
@@ -34,6 +33,7 @@ from topics.control import Engine, Skip, parse_control, payload_as
 from topics.decision import Decision
 from topics.details import DecisionDetails
 from topics.journal import (
+    EXAMPLE_LABELLED,
     EXAMPLE_MATURED,
     EXAMPLE_UNLABELLED,
     FIRST_PREV,
@@ -429,10 +429,10 @@ class Reading:
         self.placed: dict[bytes, Placed] = {}
         self.features: dict[bytes, bytes] = {}
         self.taught: dict[bytes, bool] = {}
-        self.unsure: set[bytes] = set()
+        self.unsure: dict[bytes, float] = {}
         self.judged: dict[bytes, Judged] = {}
         self.through: dict[bytes, bool] = {}
-        self.due_ms = 0
+        self.due_ms = self.reached_ms = 0
         self.road_ms = self.dropped_ms = 0
 
     def read(self, items: list[tuple[int, int, Any, Item]]) -> None:
@@ -452,6 +452,8 @@ class Reading:
                     self.dropped_ms = max(self.dropped_ms, self._kept_from_ms())
                 self._mature(examples)
                 self.due_ms = min(self.clocks) - self.limits.maturity_ms
+                soon_ms = min(self.clocks) - min(self.limits.maturity_ms, PROVISIONAL_MS)
+                self.reached_ms = max(self.reached_ms, soon_ms)  # a longer horizon takes nothing back
             else:
                 require(not examples, "an example of", type(item).__name__)
                 if isinstance(item, Became):
@@ -544,6 +546,7 @@ class Reading:
         require(len(examples) <= 1, "a label taught twice")
         for example in examples:
             require(example.pid == item.pid, "an example of another payment")
+            require(example.event_ms <= self.reached_ms, "a label taught before silence about its day")
             require(example.fraud == bool(item.fraud), "taught", example.fraud, "by", item)
             require(example.observed_ms == item.observed_ms, "observed at another time")
             before = self.taught.get(item.pid)
@@ -563,24 +566,30 @@ class Reading:
         clock_ms = min(self.clocks)
         for example in examples:
             horizon_ms = self.limits.maturity_ms
-            settles = example.weight == 1.0 - PROVISIONAL_SILENCE
+            settles = example.pid in self.unsure
             soon_ms = horizon_ms if settles else min(horizon_ms, PROVISIONAL_MS)
             require(example.event_ms <= clock_ms - soon_ms, "matured before its time")
-            require((example.pid in self.unsure) == settles, "silence taught a part twice, or the rest first")
+            require(not settles or example.weight == 1.0 - self.unsure[example.pid], "not what is left of the silence")
             require(settles or example.pid not in self.taught, "matured twice")
             judged = self.judged.get(example.pid)
-            require(example.kind == EXAMPLE_MATURED and not example.fraud, "silence taught", example.kind)
-            require(judged is None or not judged.fraud, "silence taught after a label")
-            require(example.observed_ms == clock_ms, "matured at", example.observed_ms, "clock", clock_ms)
-            require(self.through.get(example.pid, True), "a payment that did not go through taught")
-            decision = self.firsts.get(example.pid)
-            declined = decision is not None and decision.outcome == "decline" and example.pid not in self.through
-            require(not declined, "a declined payment taught by silence")
-            self.taught[example.pid] = example.fraud
-            if example.weight == PROVISIONAL_SILENCE:
-                self.unsure.add(example.pid)
+            if example.kind == EXAMPLE_LABELLED:
+                require(judged is not None, "a label taught that never came")
+                assert judged is not None
+                require(example.fraud == judged.fraud, "taught", example.fraud, "by", judged)
+                require(example.observed_ms == judged.observed_ms, "observed at another time")
             else:
-                self.unsure.discard(example.pid)
+                require(example.kind == EXAMPLE_MATURED and not example.fraud, "silence taught", example.kind)
+                require(judged is None or not judged.fraud, "silence taught after a label")
+                require(example.observed_ms == clock_ms, "matured at", example.observed_ms, "clock", clock_ms)
+                require(self.through.get(example.pid, True), "a payment that did not go through taught")
+                decision = self.firsts.get(example.pid)
+                declined = decision is not None and decision.outcome == "decline" and example.pid not in self.through
+                require(not declined, "a declined payment taught by silence")
+            self.taught[example.pid] = example.fraud
+            if example.weight < 1.0 and not settles:
+                self.unsure[example.pid] = example.weight
+            else:
+                self.unsure.pop(example.pid, None)
 
     def _complete(self) -> None:
         """All that was due at the last clock has taught."""

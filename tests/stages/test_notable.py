@@ -8,11 +8,12 @@ from test_markers import marker as activated
 from test_markers import model
 from test_terminal_stage import MATURITY_MS, clocks, judged, matured, pid, placed, taught
 
-from stream.model.sampling import NOTABLE_PROBABILITY, PROVISIONAL_SILENCE
+from stream.model.sampling import NOTABLE_PROBABILITY, percent_known
 from stream.stages.pending import PROVISIONAL_MS
 from topics.journal import EXAMPLE_CORRECTED, EXAMPLE_MATURED, Became, Example, Tick
 
 MARGIN = 1e-6
+PROVISIONAL_SILENCE = percent_known(0, 0) / 100  # no label has come in these tests
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +99,10 @@ def test_more_than_a_step_may_settle_are_drained_by_ticks() -> None:
     steps = [taught(bench.feed(item)) for item in (*clocks(NOW_MS + MATURITY_MS), *[Tick(-1, 0, 0)] * 3)]
     assert [len(examples) for examples in steps] == [0, 100, 100, 50, 0]
     assert not bench.stage.due_left
+
+
+def test_the_early_part_of_silence_is_the_share_of_frauds_that_are_told_early() -> None:
+    bench = notable()
+    bench.feed(*(placed(n, terminal_id=None) for n in range(2, 92)))
+    bench.feed(*(judged(n, True) for n in range(2, 92)))
+    assert silences(bench.again(), PROVISIONAL_MS) == [percent_known(90, 90) / 100] == [0.92]

@@ -211,16 +211,23 @@ def test_a_shorter_horizon_is_taken_from_its_marker_on() -> None:
 # ---- labels ----
 
 
-def test_a_label_teaches_when_it_comes_with_the_features_of_the_decision() -> None:
+def test_a_label_teaches_when_silence_would_have_with_the_features_of_the_decision() -> None:
     bench = Bench("terminal")
     out = bench.feed(placed(1))
     features = b64decode(out.values("decision-details")[0]["features"])
     bench.feed(*(placed(n) for n in range(2, 9)))
+    assert taught(bench.feed(judged(1, True))) == []
     bench = bench.again()
-    found = [e for e in bench.feed(judged(1, True)).of(Example) if e.kind != EXAMPLE_UNLABELLED]
+    found = [e for e in bench.feed(*clocks(NOW_MS + 7 * DAY_MS)).of(Example) if e.pid == pid(1)]
     assert [(e.kind, e.fraud, e.observed_ms) for e in found] == [(EXAMPLE_LABELLED, True, NOW_MS + DAY_MS)]
     assert found[0].features == features
     assert pid(1) not in [e.pid for e in matured(bench).of(Example)]
+
+
+def test_a_label_that_comes_later_teaches_at_once() -> None:
+    bench = Bench("terminal")
+    bench.feed(placed(1, mode="backfill"), *clocks(NOW_MS + 7 * DAY_MS))
+    assert taught(bench.again().feed(judged(1, True))) == [(EXAMPLE_LABELLED, True, 0.0)]
 
 
 @pytest.mark.parametrize(
