@@ -36,6 +36,7 @@ from topics.refusals import Cause
 ROOT = Path(__file__).parents[2]
 PARTITIONS = 2
 COMMAND = (sys.executable, "-c", "from stream.cli.main import main; main()")
+STOOD_STILL_S = 2.0  # between two looks: more was not this process's time
 ANSWER_S_MAX = 150.0  # without any new answer: the run has failed
 Place = tuple[int, int]
 AnyBroker = EmbeddedBroker | EmbeddedCluster
@@ -189,7 +190,9 @@ class Watcher(threading.Thread):
         self.refused: dict[Place, str] = {}
         self.answers = 0
         self.moments: list[Moment] = []
-        self.progressed_s = time.monotonic()
+        self.awake_s = 0.0  # time that this process ran: a machine that stands still fails nobody
+        self._looked_s = time.monotonic()
+        self.progressed_s = 0.0
         self._closing = threading.Event()
         self.ready = threading.Event()
 
@@ -207,6 +210,7 @@ class Watcher(threading.Thread):
         consumer.assign([TopicPartition(self._topic, partition, 0) for partition in found])
         self.ready.set()
         while not self._closing.is_set():
+            self.look()
             for message in consumer.consume(2_000, 0.05):
                 if message.error() is not None:
                     continue
@@ -224,9 +228,15 @@ class Watcher(threading.Thread):
             self._advance()
         consumer.close()
 
+    def look(self) -> None:
+        """Once in a while: the clock goes on by no more than that takes."""
+        now_s = time.monotonic()
+        self.awake_s += min(now_s - self._looked_s, STOOD_STILL_S)
+        self._looked_s = now_s
+
     def _advance(self) -> None:
         with self.lock:
-            now_s = time.monotonic()  # under the lock: no moment that is marked lies after it
+            now_s = self.awake_s  # under the lock: no moment that is marked lies after it
             for partition, offsets in self.expected.items():
                 answered, at = self._answered[partition], self._next[partition]
                 start = at
@@ -244,7 +254,7 @@ class Watcher(threading.Thread):
     def mark(self, what: str, since_s: float | None = None) -> Moment:
         """A fault happens now, or has lasted since then (`time.monotonic`): what was sent meanwhile counts, too."""
         with self.lock:
-            at_s = time.monotonic() if since_s is None else since_s
+            at_s = self.awake_s - (0.0 if since_s is None else time.monotonic() - since_s)
             moment = Moment(what, at_s, {p: len(offsets) for p, offsets in self.expected.items()})
             self.moments.append(moment)
             return moment
@@ -412,12 +422,12 @@ class Deployment:
 
     def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 120.0) -> float:
         """Waits; the seconds that it took. Raises `ChaosError`."""
-        began_s = time.monotonic()
+        began_s = self.watcher.awake_s
         while not condition():
-            if time.monotonic() - began_s > timeout_s:
+            if self.watcher.awake_s - began_s > timeout_s:
                 raise ChaosError(f"not within {timeout_s:.0f} s: {what}")
             time.sleep(0.05)
-        return time.monotonic() - began_s
+        return self.watcher.awake_s - began_s
 
     def until_answering(self, timeout_s: float = 120.0) -> None:
         before = self.watcher.answers
@@ -453,7 +463,7 @@ class Deployment:
             self._look()
 
     def _look(self) -> None:
-        idle_s = time.monotonic() - self.watcher.progressed_s
+        idle_s = self.watcher.awake_s - self.watcher.progressed_s
         if idle_s > ANSWER_S_MAX:
             raise ChaosError(f"{self.watcher.waiting} records wait, and none was answered for {idle_s:.0f} s")
 

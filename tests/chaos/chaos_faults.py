@@ -109,6 +109,7 @@ def stop(deployment: Deployment, payments: int) -> Evidence:
         other = workers[1 - workers.index(victim)]
         alive(victim)
         before = other.count(r"added [1-9]\d* partitions")
+        lost = victim.count("lost [1-9]")
         moment = deployment.watcher.mark(f"stop {number} of {times}, {victim.name}")
         victim.freeze()
         deployment.until(
@@ -116,7 +117,6 @@ def stop(deployment: Deployment, payments: int) -> Evidence:
         )
         moved += 1
         time.sleep(deployment.rng.uniform(0.0, 4.0))
-        lost = victim.count("lost [1-9]")
         victim.thaw()
         deployment.until(lambda victim=victim, lost=lost: victim.count("lost [1-9]") > lost, "the zombie stops", 60)
         deployment.until_recovered(moment)

@@ -48,3 +48,13 @@ def test_a_run_whose_recovery_was_measured_wrongly_counts_without_it():
     row = next(line for line in table(runs).splitlines() if line.startswith("| kill |"))
     assert row.startswith("| kill | 2 | 0 | 20 | 0 | 0 |")
     assert row.endswith("| 7.5 |")
+
+
+def test_a_process_that_stood_still_has_not_waited():
+    watcher = watched()
+    moment = watcher.mark("killed")
+    watcher._looked_s -= 300.0  # as if it had been stopped
+    watcher.look()
+    answer(watcher, 0, 1)
+    assert moment.answered_s is not None
+    assert moment.answered_s - moment.at_s <= 2.0
