@@ -33,6 +33,7 @@ from topics.control import Engine, Skip, parse_control, payload_as
 from topics.decision import Decision
 from topics.details import DecisionDetails
 from topics.journal import (
+    EXAMPLE_CORRECTED,
     EXAMPLE_LABELLED,
     EXAMPLE_MATURED,
     EXAMPLE_UNLABELLED,
@@ -481,7 +482,9 @@ class Reading:
             require(payload.held is None, "a version that was held came into force:", control.version)
             require(payload.offset > self.learned_to, "two versions of one place of examples came into force")
             self.learned_to = payload.offset
-            self.compiled = Compiled.decode(payload.compiled)  # none that cannot score
+            self.compiled = Compiled.decode(payload.compiled)
+            weights = np.frombuffer(self.compiled.weights, np.float64)
+            require(np.isfinite(weights).all(), "a version that cannot score came into force")
             self.model = control.version
 
     def _place(self, item: Placed, examples: list[Example]) -> None:
@@ -551,6 +554,7 @@ class Reading:
             require(example.observed_ms == item.observed_ms, "observed at another time")
             before = self.taught.get(item.pid)
             require(example.was_weight == 0 or before is not None, "corrects what was not taught")
+            require((example.kind == EXAMPLE_CORRECTED) == (example.was_weight > 0), "not told as a correction")
             require(not before or example.was_weight > 0, "a fraud that was taught is not taken back")
             require(before is None or example.was_fraud == before, "corrects another truth")
             self.taught[item.pid] = example.fraud

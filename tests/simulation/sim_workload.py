@@ -224,7 +224,7 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
                 send(when, "labels", label)
                 if rng.random() < 0.1:
                     send(when + 1_000, "labels", label)
-        if rng.random() < 0.25:
+        for _ in range(rng.choice((0, 0, 0, 0, 0, 0, 1, 1, 2, 3))):
             when = at + rng.choice((-1_000, 0, HOUR_MS, DAY_MS))
             kind = rng.choice(("authorised", "declined", "captured", "voided", "refunded", "expired"))
             update = {
