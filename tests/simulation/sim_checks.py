@@ -425,6 +425,7 @@ class Reading:
         self.learned_to = -1
         self.compiled: Compiled | None = None
         self.answered: set[bytes] = set()
+        self.told_late: set[bytes] = set()  # what became of them was known when they were mature already
         self.counting = Counting()
         self.rows = rows
         self.placed: dict[bytes, Placed] = {}
@@ -459,6 +460,8 @@ class Reading:
                 require(not examples, "an example of", type(item).__name__)
                 if isinstance(item, Became):
                     self.through[item.pid] = item.through
+                    if item.event_ms <= max(self.due_ms, min(self.clocks) - self.limits.maturity_ms):
+                        self.told_late.add(item.pid)
                 elif isinstance(item, Marker):
                     self._mark(item)
             self.road_ms = max(self.road_ms, min(self.clocks) - self.limits.road_ms)
@@ -605,8 +608,8 @@ class Reading:
             if judged is not None and judged.fraud is not None:
                 require(self.taught.get(pid) == judged.fraud, "a label did not teach", judged)
             decision = self.firsts.get(pid)
-            declined = decision is not None and decision.outcome == "decline"
-            if judged is not None or pid in self.through or declined or not keep_legitimate(pid64(pid)):
+            through = self.through.get(pid, decision is None or decision.outcome != "decline")
+            if judged is not None or pid in self.told_late or not through or not keep_legitimate(pid64(pid)):
                 continue
             require(pid in self.taught, "a payment never matured:", item.payment.payment_id)
 
