@@ -80,7 +80,7 @@ def table(runs: Iterable[dict[str, Any]]) -> str:
         cells = (
             name,
             str(len(of)),
-            str(len(tried) - len(of)),
+            str(sum(map(_is_bad, tried))),
             *(f"{sum(run.get(field, 0) for run in of):,}" for field in ("payments", "missing", "conflicting")),
             evidence_of(of),
             f"{max(run.get('recovery_seconds') or 0.0 for run in of)}",
@@ -90,9 +90,13 @@ def table(runs: Iterable[dict[str, Any]]) -> str:
     return "\n".join(rows) + "\n" + ("\nFailing:\n\n" + "\n".join(failures) + "\n" if failures else "")
 
 
+def _is_bad(run: dict[str, Any]) -> bool:
+    return bool(run["failed"] or run.get("missing") or run.get("conflicting"))
+
+
 def _since_it_passed(tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The runs after the last that was no good."""
-    bad = [i for i, run in enumerate(tried) if run["failed"] or run.get("missing") or run.get("conflicting")]
+    bad = [i for i, run in enumerate(tried) if _is_bad(run)]
     return tried[bad[-1] + 1 :] if bad else tried
 
 
