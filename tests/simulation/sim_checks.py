@@ -460,7 +460,7 @@ class Reading:
                 require(not examples, "an example of", type(item).__name__)
                 if isinstance(item, Became):
                     self.through[item.pid] = item.through
-                    if item.event_ms <= max(self.due_ms, min(self.clocks) - self.limits.maturity_ms):
+                    if item.event_ms <= self.reached_ms:
                         self.told_late.add(item.pid)
                 elif isinstance(item, Marker):
                     self._mark(item)
