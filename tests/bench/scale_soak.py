@@ -1,8 +1,8 @@
 """`soak`: half of saturation for half an hour: resident memory, open files and lag, a look a second.
 
-Event time runs ahead of the clock, by `DAYS_PER_MINUTE`, so that the longest history (90 days) has been filled when
-the warm-up ends and what leaves it makes room for what comes: else a state that is still filling would look like a
-leak. Lag is what has been sent and not answered.
+Event time runs ahead of the clock, by `DAYS_PER_MINUTE` or more, so that the longest history (90 days) has been filled
+when the warm-up ends and what leaves it makes room for what comes: else a state that is still filling would look like
+a leak. Lag is what has been sent and not answered.
 """
 
 import json
@@ -23,10 +23,11 @@ from load import DAY_MS
 from ours import Deployment
 from scale_load import Stream
 from scale_run import Bench, Running, bench, running
-from scale_series import Look, judge
+from scale_series import WARM_SHARE, Look, judge
 from scale_verdict import say
 
-DAYS_PER_MINUTE = 20.0
+DAYS_PER_MINUTE = 20.0  # at least
+FILLED_DAYS = 100.0  # after so many, what comes into the windows is no more than what leaves them
 LOOK_S = 1.0
 SATURATION_PAYMENTS = 60_000
 SHORT_HISTORY = {"retention.bytes": str(256 << 20), "segment.bytes": str(64 << 20)}
@@ -70,7 +71,8 @@ def keep_little(deployment: Deployment) -> None:
         )
         for name in names
     ]
-    for future in AdminClient(deployment.settings.client()).incremental_alter_configs(resources).values():
+    admin = AdminClient(deployment.settings.client())  # it must outlive its answers
+    for future in admin.incremental_alter_configs(resources).values():
         future.result(30)
 
 
@@ -134,8 +136,9 @@ def soak(*, minutes: float, rate: float | None, series_to: Path | None, short: b
             most = saturation(place, SATURATION_PAYMENTS)
             rate = most / 2
             say(f"saturation {most:,.0f}/s: {rate:,.0f}/s for {minutes:g} minutes")
-        ms_between = DAYS_PER_MINUTE * DAY_MS / (60.0 * rate)
-        start_ms = int(time.time() * 1000) - int((minutes + 5) * DAYS_PER_MINUTE * DAY_MS)
+        days_per_minute = max(DAYS_PER_MINUTE, FILLED_DAYS / (minutes * WARM_SHARE))
+        ms_between = days_per_minute * DAY_MS / (60.0 * rate)
+        start_ms = int(time.time() * 1000) - int((minutes + 5) * days_per_minute * DAY_MS)
         stream = Stream(seed=71, accounts=50_000, ms_between=ms_between, start_ms=start_ms)
         with running(place, stream, tick_s=60.0) as found:
             keep_little(found.deployment)
