@@ -176,8 +176,10 @@ def main() -> int:
     place = Path(tempfile.mkdtemp(prefix="fraudstream-whole-"))
     try:
         found = run(given, place)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    except BaseException:
+        say(f"what was done and said is kept: {place}")
+        raise
+    shutil.rmtree(place, ignore_errors=True)
     say(", ".join(f"{name} {value}" for name, value in found.items()))
     if given.json:
         print(json.dumps(found))
