@@ -216,6 +216,7 @@ def without_features(items: list[Item]) -> list[Item]:
 
 
 WINDOWS_MS = {"5m": 300_000, "1h": 3_600_000, "1d": DAY_MS, "7d": 7 * DAY_MS, "30d": 30 * DAY_MS}
+HISTORY_MS = 90 * DAY_MS  # before the newest payment of an entity: what is older is not held
 COUNTED = (
     *(f"payments_{window}_count" for window in WINDOWS_MS),
     *(f"amount_{window}_sum" for window in WINDOWS_MS),
@@ -237,7 +238,9 @@ class Counting:
         event_ms = payment.event_time
         placed = self.placed.setdefault(entity_key(payment.tenant_id, entity_id), [])
         this = (pid, event_ms, amount)
-        held = [other for other in (*placed, this) if event_ms - WINDOWS_MS["30d"] < other[1] <= event_ms]
+        held_from_ms = max((at_ms for _, at_ms, _ in placed), default=event_ms) - HISTORY_MS
+        before = [other for other in placed if other[1] > held_from_ms]
+        held = [other for other in (*before, this) if event_ms - WINDOWS_MS["30d"] < other[1] <= event_ms]
         if payment.mode != "test" and payment.operation not in ("refund", "payout"):
             placed.append(this)
         counts: list[float] = []
