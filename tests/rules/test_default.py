@@ -5,13 +5,14 @@ from typing import Final
 import numpy as np
 import pytest
 
-from stream.features import ENTITY_FEATURES, MODEL_NAMES, PAYMENT_FEATURES
+from stream.features import ENTITY_FEATURES, PAYMENT_FEATURES
 from stream.rules.compiled import CompiledRules, compile_rules
 from stream.rules.default import DEFAULT_RULES
 from stream.rules.ruleset import canonical_bytes, decode_ruleset
+from stream.stages.control import FULL_NAMES
 from topics.reasons import REASONS
 
-RULES: Final[CompiledRules] = compile_rules(DEFAULT_RULES, MODEL_NAMES)
+RULES: Final[CompiledRules] = compile_rules(DEFAULT_RULES, FULL_NAMES)
 
 # Rule -> a payment on which it speaks. Every other feature is absent.
 SPEAKS: Final[dict[str, dict[str, float]]] = {
@@ -32,9 +33,9 @@ SPEAKS: Final[dict[str, dict[str, float]]] = {
 
 
 def _hits(features: dict[str, float]) -> set[str]:
-    row = np.full((1, len(MODEL_NAMES)), np.nan, dtype=np.float32)
+    row = np.full((1, len(FULL_NAMES)), np.nan, dtype=np.float32)
     for name, value in features.items():
-        row[0, MODEL_NAMES.index(name)] = value
+        row[0, FULL_NAMES.index(name)] = value
     mask = int(RULES.evaluate(row)[0][0])
     return {code for index, code in enumerate(RULES.codes) if mask >> index & 1}
 
@@ -115,7 +116,7 @@ def test_nothing_is_known_and_nothing_speaks() -> None:
 
 
 def test_an_ordinary_payment_hits_nothing() -> None:
-    ordinary = dict.fromkeys(MODEL_NAMES, 0.0) | {
+    ordinary = dict.fromkeys(FULL_NAMES, 0.0) | {
         "account_payments_5m_count": 1, "account_payments_1h_count": 1, "account_age_s": 8e6, "amount": 4_500,
         "account_amount_ratio": 1.1, "account_amount_z": 0.3, "account_coverage_30d_share": 1,
         "terminal_fraud_28d_share": 0.01, "account_speed_kmh": 30, "account_distance_km": 4,
