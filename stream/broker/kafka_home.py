@@ -22,9 +22,8 @@ from stream.broker.server_properties import rendered
 
 FORMAT_TIMEOUT_S = 120
 TAIL_LINES = 15
-# It lives for minutes, beside what it serves: a better compiler would pay off after an hour, and a better collector
-# wants threads of its own. On two cores with 1,000 payments/s these two took most of the latency of decisions away.
-LIGHT_OPTIONS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+SERIAL = "-XX:+UseSerialGC"  # it serves neighbours on few cores: a collector with threads of its own takes from them
+ONE_COMPILER = "-XX:TieredStopAtLevel=1"  # a command of one second is over before a better compiler pays
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +70,7 @@ class KafkaHome:
             return
         command = [
             *java_command(self, heap_mb=128),
+            ONE_COMPILER,
             "kafka.tools.StorageTool",
             "format",
             "--cluster-id",
@@ -109,7 +109,7 @@ def java_command(home: KafkaHome, *, heap_mb: int) -> list[str]:
     return [
         str(find_java().program),
         f"-Xmx{heap_mb}m",
-        *LIGHT_OPTIONS,
+        SERIAL,
         "-XX:+ExitOnOutOfMemoryError",
         f"-XX:ErrorFile={home.directory / 'java-crash-%p.log'}",
         "-Djava.awt.headless=true",
