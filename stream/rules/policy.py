@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from stream.features import PLAIN_ROWS
 from stream.rules.canonical import canonical_json, version_of
 from stream.rules.compiled import CompiledRules
 from stream.rules.errors import RulesRefused
@@ -17,7 +18,6 @@ Verdict = Literal["approve", "challenge", "review", "decline"]
 
 POLICY_BYTES_MAX: Final = 4_096
 MATURED_FRAUDS_MAX: Final = 1_000_000_000
-PLAIN_ROWS: Final = 10  # fewer payments than this are decided one by one
 
 # By severity, which is also the precedence: the highest that anyone asks for stands.
 VERDICTS: Final[tuple[Verdict, ...]] = ("approve", "challenge", "review", "decline")
@@ -104,15 +104,8 @@ def verdict(probability: float | None, hits: int, rules: CompiledRules, policy: 
 
     `probability`: None or NaN: there is no score, so the rules decide alone.
     """
-    severest = APPROVE
-    for code in (CHALLENGE, REVIEW, DECLINE):
-        if hits & rules.mask_of(_action(code)):
-            severest = code
-    if model_ready and probability is not None:
-        for code, threshold in _thresholds(policy):
-            if probability >= threshold:
-                severest = max(severest, code)
-    return VERDICTS[severest]
+    thresholds = _thresholds(policy) if model_ready and probability is not None else ()
+    return VERDICTS[_severest(probability or 0.0, hits, _masks(rules), thresholds)]
 
 
 def verdicts(
@@ -134,8 +127,8 @@ def verdicts(
     if len(hits) < PLAIN_ROWS and isinstance(model_ready, bool):
         return _verdicts_plain(probabilities.tolist(), hits.tolist(), rules, policy, model_ready)
     codes = np.zeros(len(hits), dtype=np.int8)
-    for code in (CHALLENGE, REVIEW, DECLINE):
-        codes[(hits & np.uint64(rules.mask_of(_action(code)))) != 0] = code
+    for code, mask in _masks(rules):
+        codes[(hits & np.uint64(mask)) != 0] = code
     for code, threshold in _thresholds(policy):
         asked = (probabilities >= threshold) & model_ready
         codes[asked] = np.maximum(codes[asked], np.int8(code))
@@ -146,19 +139,24 @@ def _verdicts_plain(
     probabilities: list[float], hits: list[int], rules: CompiledRules, policy: Policy, model_ready: bool
 ) -> npt.NDArray[np.int8]:
     """`verdicts` of a few payments: each of numpy's calls costs as much as several of them."""
-    masks = [(code, rules.mask_of(_action(code))) for code in (CHALLENGE, REVIEW, DECLINE)]
+    masks = _masks(rules)
     thresholds = _thresholds(policy) if model_ready else ()
-    codes: list[int] = []
-    for probability, hit in zip(probabilities, hits, strict=True):
-        severest = APPROVE
-        for code, mask in masks:
-            if hit & mask:
-                severest = code
-        for code, threshold in thresholds:
-            if code > severest and probability >= threshold:
-                severest = code
-        codes.append(severest)
+    codes = [_severest(p, hit, masks, thresholds) for p, hit in zip(probabilities, hits, strict=True)]
     return np.array(codes, np.int8)
+
+
+def _severest(
+    probability: float, hits: int, masks: Sequence[tuple[int, int]], thresholds: Sequence[tuple[int, float]]
+) -> int:
+    """The code of the severest verdict that a rule or a threshold asks for. Both ascend."""
+    severest = APPROVE
+    for code, mask in masks:
+        if hits & mask:
+            severest = code
+    for code, threshold in thresholds:
+        if code > severest and probability >= threshold:
+            severest = code
+    return severest
 
 
 def outcome(verdict: Verdict, mode: PolicyMode) -> Verdict:
@@ -169,6 +167,11 @@ def outcome(verdict: Verdict, mode: PolicyMode) -> Verdict:
 def _thresholds(policy: Policy) -> Sequence[tuple[int, float]]:
     pairs = ((CHALLENGE, policy.challenge_from), (REVIEW, policy.review_from), (DECLINE, policy.decline_from))
     return [(code, threshold) for code, threshold in pairs if threshold is not None]
+
+
+def _masks(rules: CompiledRules) -> Sequence[tuple[int, int]]:
+    """Per verdict the bits of the rules that ask for it."""
+    return [(code, rules.mask_of(_action(code))) for code in (CHALLENGE, REVIEW, DECLINE)]
 
 
 def _action(code: int) -> Literal["challenge", "review", "decline"]:

@@ -18,8 +18,8 @@ from stream.stages.control import CONTROL, model_record
 from stream.stages.stage import Outbox, Step
 from stream.stages.state import State
 from topics.journal import EXAMPLE_CORRECTED, EXAMPLE_MATURED, EXAMPLE_UNLABELLED, Example, Marker, Tick
+from topics.limits import DAY_MS
 
-DAY_MS = 86_400_000
 KEY = b"Nlearner"
 UNNAMED_SOURCE = "unnamed"
 

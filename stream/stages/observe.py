@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.features import NAN
 from stream.windows.entity import Observations
 from topics.payment import Payment
 
-NAN = float("nan")
 NANS = np.full(1_000, np.nan, np.float32)  # read only; the kernels' types know of no flag for that
 NOT_COUNTED = frozenset({"refund", "payout"})
 

@@ -8,7 +8,7 @@ Rows are keyed by event time, so that those which mature next come first and old
 Bound: `road_ms` on the labels' clock, 25 + 8 + key + 4 F bytes a payment.
 
 Silence teaches twice: soon, and what is left of it at the maturity horizon. Of a payment that nobody would take for
-fraud, soon is enough: hardly one in a thousand of these is a fraud that has not been told yet. A label teaches when it
+fraud, soon is enough: few of these are frauds (deploy/adr/0008). A label teaches when it
 comes, but not before the silence about the payments of its day: frauds that were learned before the legitimate payments
 of their days would be told from them by the date.
 """
@@ -22,10 +22,10 @@ from stream.model.sampling import keep_legitimate
 from stream.stages import keys
 from stream.stages.state import State
 from topics.journal import Judged
+from topics.limits import DAY_MS
 
 _HEAD = struct.Struct("<BBBBHH")
 _label = msgspec.msgpack.Decoder(tuple[int, str | None])
-DAY_MS = 86_400_000
 PROVISIONAL_MS = 7 * DAY_MS  # after so long silence begins to teach, if the maturity horizon is not shorter
 
 THROUGH_NO = 1  # declined, voided or expired: the money did not move

@@ -46,9 +46,9 @@ from topics.journal import (
     Repeat,
     Tick,
 )
+from topics.limits import DAY_MS
 
 EXAMPLES = "examples"
-DAY_MS = 86_400_000
 MATURED_MAX = 100
 DUE_ROWS_MAX = 400  # one legitimate payment in four teaches, so about MATURED_MAX of these do
 UNLABELLED_ONE_IN = 100

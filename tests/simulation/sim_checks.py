@@ -22,7 +22,7 @@ from stream.rules.ruleset import decode_ruleset, ruleset_version
 from stream.runner.errors import ForeignState, GapInJournal, StateAheadOfLog, StateBehindLog
 from stream.runner.partition import META_KEY, PartitionRunner, Reseek, Send
 from stream.stages.account import AccountStage
-from stream.stages.control import ModelPayload
+from stream.stages.control import ModelPayload, control_of
 from stream.stages.keys import TABLE_PENDING, payment_hash, pid64
 from stream.stages.stage import Journal, Record
 from stream.stages.state import MemoryStore, State
@@ -468,8 +468,7 @@ class Reading:
         self._complete()
 
     def _mark(self, marker: Marker) -> None:
-        control = parse_control(marker.body)
-        assert not isinstance(control, Refusal)
+        control = control_of(marker)
         if marker.kind == "settings":
             self.limits = payload_as(control, Limits)
         elif marker.kind == "engine":

@@ -9,9 +9,10 @@ import math
 import msgspec
 from sim_log import TP
 
+from stream.stages.control import control_of
 from stream.stages.keys import entity_key, partition_of, payment_hash
 from topics.codec import Parsed, parse_label, parse_payment, parse_update
-from topics.control import Rates, parse_control, payload_as
+from topics.control import Rates, payload_as
 from topics.journal import LABELS, PAYMENTS, Became, Clock, Item, Judged, Marker, Placed, Raw, Repeat
 from topics.label import Label
 from topics.limits import LIMITS_DEFAULT, Limits
@@ -78,8 +79,7 @@ class AccountReading:
                 self._word(item)
 
     def _mark(self, marker: Marker) -> None:
-        control = parse_control(marker.body)
-        assert not isinstance(control, Refusal)
+        control = control_of(marker)
         if marker.kind == "settings":
             self.limits = payload_as(control, Limits)
         elif marker.kind == "rates":
