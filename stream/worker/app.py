@@ -444,7 +444,7 @@ class Worker:
             return
         named = Skip(topic_id=place[0].hex(), partition=place[1], offset=place[2])
         why = f"a stage failed on {host.tp.topic}[{place[1]}]@{place[2]}"
-        self.producer.tick(CONTROL, 0, encode_control(kind="stopped", by="worker", why=why, payload=named))
+        self.producer.send_untracked(CONTROL, 0, encode_control(kind="stopped", by="worker", why=why, payload=named))
 
     def _rebuild(self, tp: TP, host: Host, error: StoreCorrupt) -> None:
         """Set the store aside, and go on from a snapshot and the journal."""
@@ -657,12 +657,12 @@ class Worker:
                 if isinstance(runner.stage, TerminalStage):
                     self._say_refused(host, runner.stage)
                     if runner.stage.due_left:
-                        self.producer.tick(TERMINAL_JOURNAL, host.tp.partition, tick_block(now_ms))
+                        self.producer.send_untracked(TERMINAL_JOURNAL, host.tp.partition, tick_block(now_ms))
                 if isinstance(runner.stage, LearnStage):
                     self._say_broken(host, runner.stage)
                 due = time.monotonic() - last_s >= self.settings.tick_every_s
                 if host.tp.topic == EXAMPLES and due and runner.next_offset > ticked_at + 1:
-                    self.producer.tick(EXAMPLES, 0, tick_block(now_ms))
+                    self.producer.send_untracked(EXAMPLES, 0, tick_block(now_ms))
                     last_s, ticked_at = time.monotonic(), runner.next_offset
 
     def _say_refused(self, host: Host, stage: TerminalStage) -> None:

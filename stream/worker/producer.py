@@ -128,12 +128,12 @@ class WorkerProducer:
             tell()
         self._taken.clear()
 
-    def tick(self, topic: str, partition: int, value: bytes) -> None:
+    def send_untracked(self, topic: str, partition: int, value: bytes) -> None:
         """A timer's record, or another that belongs to nobody's checkpoint; if it gets lost, the next one comes."""
         try:
             self._prompt.produce(self._prefix + topic, value=value, partition=partition)
         except BufferError:
-            log.warning("no room for a tick to %s[%d]", topic, partition)
+            log.warning("no room for a record to %s[%d]", topic, partition)
 
     @property
     def queued(self) -> int:
