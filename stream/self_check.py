@@ -18,7 +18,7 @@ from stream.windows.entity import EntityWindows, Observations
 ROWS: Final = 10_000
 ENTITIES: Final = 300
 
-RECORDED: Final = "b7793ecc7e5dce4e269f023c8535cbb2"
+RECORDED: Final = "304dcc5e0abf19198a885833c10cccd3"
 """What `fingerprint` gives for engine 1. It changes with the kernels, and then with ENGINE_VERSION."""
 
 

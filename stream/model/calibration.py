@@ -1,4 +1,5 @@
-"""From scores to probabilities: Platt's two numbers, fitted to the logits with which recent examples were met.
+"""From scores to probabilities: Platt's two numbers, fitted to the logits with which recent examples were met; and what
+they leave over, see bend.py.
 
 J. Platt, "Probabilistic Outputs for Support Vector Machines" (1999). The logit that counts is the one before the
 example was learned, so no data is held back, and none is judged by a model that has seen it.
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.bits import kernel, sigmoid
+from stream.model.bend import BEND_KNOTS, CELLS, bent, fit_bend, tally
 
 CAPACITY = 32_768
 FRAUDS_MIN = 100  # below it the uncertainty of the shift is more than 10 %: leave the logits alone
@@ -18,6 +20,8 @@ PRIOR_FRAUDS = 20.0  # how many frauds' worth of belief there is in a slope of 1
 FIRST_STEPS = 12
 STEPS = 3  # from the fit before, which is near
 REFIT_EXAMPLES = 1_024  # between two fits: a thirty-second of the ring
+BEND_MEMORY = 10_000.0  # frauds: those among the payments that look like any other are few
+BEND_EAGERNESS = 2.0  # while young, the bend is mostly about the latest half of the frauds that were met
 SLOPE_MIN, SLOPE_MAX = 0.3, 2.0
 SHIFT_MAX = 4.0
 
@@ -69,10 +73,12 @@ def _fit(
 
 
 @kernel
-def _expected(logit: NDArray[np.float64], weight: NDArray[np.float64], slope: float, shift: float) -> float:
+def _expected(
+    logit: NDArray[np.float64], weight: NDArray[np.float64], scalars: NDArray[np.float64], bend: NDArray[np.float64]
+) -> float:
     total = 0.0
     for i in range(logit.shape[0]):
-        total += weight[i] * sigmoid(slope * logit[i] + shift)
+        total += weight[i] * sigmoid(bent(logit[i], scalars, bend))
     return total
 
 
@@ -85,6 +91,10 @@ class CalibrationState(msgspec.Struct, frozen=True, array_like=True):
     weight: bytes
     fit: bytes
     fitted_at: int
+    met: int
+    frauds: bytes
+    payments: bytes
+    bend: bytes
 
 
 class Calibration:
@@ -98,6 +108,10 @@ class Calibration:
         self.weight = np.zeros(capacity)
         self.fitted = np.array([1.0, 0.0])
         self.fitted_at = 0
+        self.met = 0  # frauds, ever
+        self.frauds = np.zeros(CELLS)  # by the logit with which they were met
+        self.payments = np.zeros(CELLS)
+        self.bend = np.zeros(BEND_KNOTS)
 
     def add(self, logit: float, fraud: bool, weight: float) -> None:
         """One example; the oldest makes room. Negative weights (what is taken back) are allowed."""
@@ -105,10 +119,19 @@ class Calibration:
         self.logit[i] = logit
         self.fraud[i] = float(fraud)
         self.weight[i] = weight
+        if fraud and weight > 0.0:
+            keep = 1.0 - max(1.0 / BEND_MEMORY, BEND_EAGERNESS / (self.met + BEND_EAGERNESS))
+            self.frauds *= keep
+            self.payments *= keep
+            self.met += 1
+        tally(logit, float(fraud), weight, self.frauds, self.payments)
         self.at += 1
 
     def fit(self) -> tuple[float, float]:
-        """(slope, shift); (1, 0) while there are less than FRAUDS_MIN frauds or no legitimate payment."""
+        """(slope, shift); (1, 0) while there are less than FRAUDS_MIN frauds or no legitimate payment.
+
+        `bend` is renewed with them.
+        """
         if self.fitted_at and self.at - self.fitted_at < REFIT_EXAMPLES:
             return float(self.fitted[0]), float(self.fitted[1])
         n = min(self.at, self.capacity)
@@ -121,6 +144,7 @@ class Calibration:
             self.fitted[:] = (1.0, 0.0)
         self.fitted[0] = min(max(float(self.fitted[0]), SLOPE_MIN), SLOPE_MAX)
         self.fitted[1] = min(max(float(self.fitted[1]), -SHIFT_MAX), SHIFT_MAX)
+        fit_bend(self.frauds, self.payments, float(self.fitted[0]), float(self.fitted[1]), self.bend)
         return float(self.fitted[0]), float(self.fitted[1])
 
     def expected_over_observed(self) -> float:
@@ -129,8 +153,8 @@ class Calibration:
         observed = float((self.fraud[:n] * self.weight[:n]).sum())
         if observed <= 0.0:
             return math.nan
-        slope, shift = float(self.fitted[0]), float(self.fitted[1])
-        return _expected(self.logit[:n], self.weight[:n], slope, shift) / observed
+        scalars = np.array([0.0, *self.fitted])
+        return _expected(self.logit[:n], self.weight[:n], scalars, self.bend) / observed
 
     def state(self) -> CalibrationState:
         """All there is to it."""
@@ -142,6 +166,10 @@ class Calibration:
             self.weight[:n].tobytes(),
             self.fitted.tobytes(),
             self.fitted_at,
+            self.met,
+            self.frauds.tobytes(),
+            self.payments.tobytes(),
+            self.bend.tobytes(),
         )
 
     def resume(self, state: CalibrationState) -> None:
@@ -154,3 +182,7 @@ class Calibration:
         self.weight[:n] = np.frombuffer(state.weight, np.float64)
         self.fitted = np.frombuffer(state.fit, np.float64).copy()
         self.fitted_at = state.fitted_at
+        self.met = state.met
+        self.frauds = np.frombuffer(state.frauds, np.float64).copy()
+        self.payments = np.frombuffer(state.payments, np.float64).copy()
+        self.bend = np.frombuffer(state.bend, np.float64).copy()

@@ -5,18 +5,19 @@ The marker that activates a version carries these bytes, so a journal needs noth
 
 import hashlib
 import math
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from stream.bits import fixed_vectors, kernel, sigmoid
+from stream.model.bend import BEND_KNOTS, bent
 from stream.model.bins import CUTS, QUANTILES, STRIDE, bin_of
 from stream.model.pairs import COARSE, FINE, PAIR_STRIDE, cell_of, keys_of, second_of
 from topics.undecodable import UNDECODABLE
 
-FORMAT = 2
+FORMAT = 3
 ENCODED_BYTES_MAX = 65_536
 NUMBER_MAX = 1e9  # of weights and scalars: so no sum of them overflows, and no score is NaN
 LOGIT_MAX = 30.0  # beyond it a float64 probability says no more, and its complement loses its digits
@@ -38,6 +39,7 @@ def _score(
     pairs: NDArray[np.int32],
     coarse: NDArray[np.int32],
     scalars: NDArray[np.float64],
+    bend: NDArray[np.float64],
     p: NDArray[np.float64],
     logit: NDArray[np.float64],
 ) -> None:
@@ -51,7 +53,7 @@ def _score(
             total += weights[f * STRIDE + b]
         for j in range(pairs.shape[0]):
             total += weights[features * STRIDE + j * PAIR_STRIDE + cell_of(pairs[j], bins, coarse)]
-        z = scalars[1] * (total + scalars[0]) + scalars[2]
+        z = bent(total + scalars[0], scalars, bend)
         if z > LOGIT_MAX:
             z = LOGIT_MAX
         elif z < -LOGIT_MAX:
@@ -67,11 +69,16 @@ def _contributions(
     weights: NDArray[np.float64],
     pairs: NDArray[np.int32],
     coarse: NDArray[np.int32],
-    slope: float,
+    scalars: NDArray[np.float64],
+    bend: NDArray[np.float64],
     baseline: NDArray[np.float64],
     out: NDArray[np.float64],
 ) -> None:
     rows, features = x.shape
+    start = scalars[0]
+    for f in range(features):
+        start += baseline[f]
+    base = bent(start, scalars, bend)
     keys = np.empty(features + pairs.shape[0], np.int32)
     for i in range(rows):
         keys_of(x[i], cuts, pairs, coarse, keys)
@@ -81,8 +88,23 @@ def _contributions(
             half = weights[keys[features + j]] / 2.0
             out[i, pairs[j, 0]] += half
             out[i, second_of(pairs[j])] += half
+        total = start
         for f in range(features):
-            out[i, f] *= slope
+            total += out[i, f]
+        # Each has the share of the bent logit that it has of the raw one (Aumann and Shapley, 1974).
+        share = scalars[1]
+        if total != start:
+            share = (bent(total, scalars, bend) - base) / (total - start)
+        for f in range(features):
+            out[i, f] *= share
+
+
+class _Arrays(NamedTuple):
+    weights: NDArray[np.float64]
+    pairs: NDArray[np.int32]
+    scalars: NDArray[np.float64]  # intercept, slope, shift
+    bend: NDArray[np.float64]
+    baseline: NDArray[np.float64]
 
 
 class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -90,8 +112,9 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     `cuts`: float32 [features, CUTS, finite ones only up to len(QUANTILES)]; `weights`: float64 [features * STRIDE +
     pairs * PAIR_STRIDE]; `pairs`: int32 [pairs, 2], see pairs.py; `baseline`: float64 [features], the mean contribution
-    of each feature to the raw logit over unlabelled payments. The logit is `slope` * raw + `shift` (Platt's
-    calibration), clipped to +-LOGIT_MAX. `ready`: enough matured frauds were seen; before that rules decide.
+    of each feature to the raw logit over unlabelled payments. The logit is `slope` * raw + `shift` and what `bend`,
+    float64 [BEND_KNOTS], adds there (see bend.py), clipped to +-LOGIT_MAX. `ready`: enough matured frauds were seen;
+    before that rules decide.
     """
 
     format: int = FORMAT
@@ -104,6 +127,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     intercept: float
     slope: float = 1.0
     shift: float = 0.0
+    bend: bytes = bytes(8 * BEND_KNOTS)
     cuts: bytes
     weights: bytes
     pairs: bytes = b""
@@ -133,12 +157,13 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         if self.version != self.expected_version():
             raise Corrupt(f"version {self.version}, but its content makes {self.expected_version()}")
         pairs = len(self.pairs) // 8
-        sizes = (len(self.cuts), len(self.weights), len(self.pairs), len(self.baseline))
+        sizes = (len(self.cuts), len(self.weights), len(self.pairs), len(self.baseline), len(self.bend))
         expected = (
             self.features * len(QUANTILES) * 4,
             (self.features * STRIDE + pairs * PAIR_STRIDE) * 8,
             pairs * 8,
             self.features * 8,
+            BEND_KNOTS * 8,
         )
         if self.features < 1 or sizes != expected:
             raise Unsound(f"{self.features} features need arrays of {expected} bytes, got {sizes}")
@@ -146,6 +171,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             [
                 np.frombuffer(self.weights, np.float64),
                 np.frombuffer(self.baseline, np.float64),
+                np.frombuffer(self.bend, np.float64),
                 np.array([self.intercept, self.slope, self.shift]),
             ]
         )
@@ -164,7 +190,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         digest = hashlib.blake2b(digest_size=8)
         head = (self.format, self.features_version, self.features, self.ready)
         digest.update(msgspec.msgpack.encode((head, self.intercept, self.slope, self.shift)))
-        for part in (self.cuts, self.weights, self.pairs, self.baseline):
+        for part in (self.cuts, self.weights, self.pairs, self.baseline, self.bend):
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)
         return f"{self.offset}-{digest.hexdigest()}"
@@ -180,13 +206,14 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return cast(NDArray[np.float32], cache["cut_points"])
 
     @property
-    def _arrays(self) -> tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
+    def _arrays(self) -> "_Arrays":
         cache = cast(dict[str, Any], self.__dict__)
         if "arrays" not in cache:
-            cache["arrays"] = (
+            cache["arrays"] = _Arrays(
                 np.frombuffer(self.weights, np.float64).copy(),
                 np.frombuffer(self.pairs, np.int32).reshape(-1, 2).copy(),
                 np.array([self.intercept, self.slope, self.shift]),
+                np.frombuffer(self.bend, np.float64).copy(),
                 np.frombuffer(self.baseline, np.float64).copy(),
             )
         return cache["arrays"]
@@ -200,16 +227,16 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             raise ValueError(f"rows of {self.features} features, got shape {x.shape}")
         p = np.empty(x.shape[0])
         logit = np.empty(x.shape[0])
-        weights, pairs, scalars, _ = self._arrays
+        a = self._arrays
         rows = np.ascontiguousarray(x, np.float32)
-        _score(rows, self.cut_points, weights, pairs, COARSE, scalars, p, logit)
+        _score(rows, self.cut_points, a.weights, a.pairs, COARSE, a.scalars, a.bend, p, logit)
         return p, logit
 
     @property
     def baseline_logit(self) -> float:
         """The logit of a payment whose every feature contributes what it does on average."""
-        _, _, scalars, baseline = self._arrays
-        return float(scalars[1] * (scalars[0] + math.fsum(baseline)) + scalars[2])
+        a = self._arrays
+        return float(bent(a.scalars[0] + math.fsum(a.baseline), a.scalars, a.bend))
 
     def contributions(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
         """What each feature of one row, float32 [features], adds to `baseline_logit`; float64 [features].
@@ -224,10 +251,10 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """The same for many rows at once: float64 [n, features] of float32 [n, features]."""
         if x.ndim != 2 or x.shape[1] != self.features:
             raise ValueError(f"rows of {self.features} features, got shape {x.shape}")
-        weights, pairs, scalars, baseline = self._arrays
+        a = self._arrays
         out = np.empty(x.shape)
         rows = np.ascontiguousarray(x, np.float32)
-        _contributions(rows, self.cut_points, weights, pairs, COARSE, scalars[1], baseline, out)
+        _contributions(rows, self.cut_points, a.weights, a.pairs, COARSE, a.scalars, a.bend, a.baseline, out)
         return out
 
 
@@ -244,8 +271,12 @@ def build(
     pairs: NDArray[np.int32] | None = None,
     slope: float = 1.0,
     shift: float = 0.0,
+    bend: NDArray[np.float64] | None = None,
 ) -> Compiled:
-    """A version from arrays: `cuts` [features, CUTS]. Raises Unsound if a number is not finite or sizes disagree."""
+    """A version from arrays: `cuts` [features, CUTS]; without `bend` a straight one.
+
+    Raises Unsound if a number is not finite or sizes disagree.
+    """
     compiled = Compiled(
         offset=offset,
         version="",
@@ -256,6 +287,7 @@ def build(
         intercept=float(intercept),
         slope=float(slope),
         shift=float(shift),
+        bend=bytes(8 * BEND_KNOTS) if bend is None else np.ascontiguousarray(bend, np.float64).tobytes(),
         cuts=np.ascontiguousarray(cuts[:, : len(QUANTILES)], np.float32).tobytes(),
         weights=(np.ascontiguousarray(weights, np.float64) + 0.0).tobytes(),  # -0.0 and 0.0 are one weight
         pairs=b"" if pairs is None else np.ascontiguousarray(pairs, np.int32).tobytes(),
@@ -284,6 +316,7 @@ def kernel_hash() -> str:
         pairs=pairs,
         slope=0.9,
         shift=0.1,
+        bend=fixed_vectors(1, BEND_KNOTS, seed=5)[0] / 64.0,
     )
     p, logit = model.score(fixed_vectors(10_000, features, seed=4).astype(np.float32))
     return hashlib.blake2b(p.tobytes() + logit.tobytes(), digest_size=16).hexdigest()

@@ -11,7 +11,8 @@ DEVIATIONS = 2.5  # an equal version is held in 0.6 % of cases, a tick's neighbo
 LOSS_SLACK = 0.01  # and it may be this share worse: less than the drift of a day
 EXAMPLES_MIN = 20  # of each truth, or nothing can be said
 ALERT_SHARE = 0.01  # the active version's alerts, of the latest unlabelled payments
-ALERT_JUMP = 4.0  # by which factor they may grow
+ALERT_JUMP = 4.0  # by which factor they may grow, or how many there may be for each fraud
+ALERT_LOGIT_MIN = -2.2  # a probability of .1. Less is no alert: else one that is far too quiet would hold all others
 ALERT_ROWS_MIN = 500
 
 
@@ -19,7 +20,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What the gate found. `why` is empty if the version may pass.
 
     `worse`: difference of the expected log loss a payment, new minus active; `deviation`: its standard error;
-    `alert_share`: of unlabelled payments, at the limit where the active version's is `active_alert_share`.
+    `alert_share`: of unlabelled payments, at the limit where the active version's is `active_alert_share`: that of its
+    highest hundredth, or a probability of .1 if that is more.
     """
 
     why: str
@@ -73,7 +75,7 @@ def judge(
     alert_share = active_alert_share = 0.0
     if len(unlabelled) >= ALERT_ROWS_MIN:
         was = np.sort(active.score(unlabelled)[1])
-        limit = was[int(len(was) * (1.0 - ALERT_SHARE))]
+        limit = max(float(was[int(len(was) * (1.0 - ALERT_SHARE))]), ALERT_LOGIT_MIN)
         active_alert_share = float((was > limit).mean())
         alert_share = float((new.score(unlabelled)[1] > limit).mean())
     if min(len(frauds), len(legitimate)) < EXAMPLES_MIN:
@@ -96,7 +98,7 @@ def judge(
     why = ""
     if worse > DEVIATIONS * deviation + slack:
         why = f"log loss a payment worse by {worse:.2e}, more than {DEVIATIONS} x {deviation:.2e} + {slack:.2e}"
-    elif alert_share > ALERT_JUMP * ALERT_SHARE:
+    elif alert_share > ALERT_JUMP * max(ALERT_SHARE, fraud_share):
         why = f"alerts would jump from {active_alert_share:.2%} to {alert_share:.2%} of payments"
     return Verdict(
         why=why, worse=worse, deviation=deviation, alert_share=alert_share, active_alert_share=active_alert_share

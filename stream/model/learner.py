@@ -346,6 +346,7 @@ class Learner:
             pairs=self.pairs,
             slope=slope,
             shift=shift,
+            bend=self.calibration.bend,
         )
 
     def to_bytes(self) -> bytes:

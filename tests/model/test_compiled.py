@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stream.model.bend import BEND_KNOTS
 from stream.model.bins import CUTS, QUANTILES, STRIDE
 from stream.model.compiled import ENCODED_BYTES_MAX, LOGIT_MAX, Compiled, Corrupt, build
 from stream.model.gam import Gam
@@ -12,7 +13,15 @@ from stream.model.pairs import COARSE, FINE, LEVELS, PAIR_STRIDE, keys_of, mean_
 PAIRS = np.array([[0, 1], [3, 2], [1, 4 + FINE]], np.int32)
 
 
-def _model(seed: int, features: int = 5, *, slope: float = 1.0, shift: float = 0.0, spread: float = 1.0) -> Compiled:
+def _model(
+    seed: int,
+    features: int = 5,
+    *,
+    slope: float = 1.0,
+    shift: float = 0.0,
+    spread: float = 1.0,
+    bend: np.ndarray | None = None,
+) -> Compiled:
     rng = np.random.default_rng(seed)
     cuts = np.full((features, CUTS), np.inf, np.float32)
     cuts[:, : len(QUANTILES)] = np.sort(rng.normal(size=(features, len(QUANTILES))), axis=1)
@@ -28,6 +37,7 @@ def _model(seed: int, features: int = 5, *, slope: float = 1.0, shift: float = 0
         pairs=PAIRS,
         slope=slope,
         shift=shift,
+        bend=bend,
     )
 
 
@@ -64,10 +74,11 @@ def test_a_rows_bits_do_not_depend_on_its_batch(seed: int, n: int, batch: int):
     assert np.concatenate([part[1] for part in parts]).tobytes() == logit.tobytes()
 
 
-@given(st.integers(0, 2**16), st.floats(0.3, 2.0), st.floats(-3, 3))
+@given(st.integers(0, 2**16), st.floats(0.3, 2.0), st.floats(-3, 3), st.floats(0.0, 1.0))
 @settings(max_examples=50, deadline=None)
-def test_contributions_sum_to_the_logit_above_the_baseline(seed: int, slope: float, shift: float):
-    model = _model(seed, slope=slope, shift=shift)
+def test_contributions_sum_to_the_logit_above_the_baseline(seed: int, slope: float, shift: float, bent: float):
+    bend = bent * np.random.default_rng(seed).normal(size=BEND_KNOTS)
+    model = _model(seed, slope=slope, shift=shift, bend=bend)
     x = _rows(seed, 4)
     _, logit = model.score(x)
     for i in range(4):
@@ -105,11 +116,11 @@ def test_a_flipped_bit_is_found(data: st.DataObject):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("field", ["weights", "baseline", "intercept", "slope", "shift"])
+@pytest.mark.parametrize("field", ["weights", "baseline", "bend", "intercept", "slope", "shift"])
 def test_a_number_that_is_not_finite_is_refused(bad: float, field: str):
     good = _model(1)
     value: object = bad
-    if field in ("weights", "baseline"):
+    if field in ("weights", "baseline", "bend"):
         numbers = np.frombuffer(getattr(good, field), np.float64).copy()
         numbers[3] = bad
         value = numbers.tobytes()
@@ -134,6 +145,7 @@ def test_rows_of_another_width_are_refused():
 def test_equal_content_has_an_equal_version_and_other_content_another():
     assert _model(3).version == _model(3).version
     assert _model(3).version != _model(3, slope=1.1).version
+    assert _model(3).version != _model(3, bend=np.full(BEND_KNOTS, 0.1)).version
     assert _model(3).version.startswith("3-")
 
 

@@ -109,6 +109,16 @@ def test_a_jump_of_alerts_is_held_though_no_label_speaks_against_it():
     assert not judge(active, active, frauds=none, legitimate=none, unlabelled=x, fraud_share=0.05).why
 
 
+def test_one_that_is_far_too_quiet_does_not_hold_those_that_are_right():
+    """The first versions know few frauds. What they take for their highest hundredth is no measure of alerts."""
+    right = _trained(1)
+    quiet = _compiled(np.frombuffer(right.weights, np.float64), right.intercept - 4.0, 2)
+    x, _ = _world(np.random.default_rng(5), 2_000)
+    limit = np.sort(quiet.score(x)[1])[-len(x) // 100]
+    assert (right.score(x)[1] > limit).mean() > 4 * 0.01
+    assert all(_passes(right, quiet, 5_000 + seed) for seed in range(RUNS))
+
+
 def test_the_first_version_passes_and_readiness_is_not_given_up():
     active = _trained(1)
     none = np.zeros((0, FEATURES), np.float32)
