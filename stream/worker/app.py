@@ -33,6 +33,7 @@ from stream.stages.terminal import EXAMPLES, TerminalStage
 from stream.stages.wiring import FOREIGN, GATHERING, Partitions, build_stage
 from stream.version import ENGINE_VERSION
 from stream.worker.control_log import ControlLog
+from stream.worker.disk_offsets import DiskOffsets
 from stream.worker.fetch import TP, FetchError, FetchSettings, Round
 from stream.worker.host import Host, Status, damage_under
 from stream.worker.membership import CommitFenced, MembershipSettings, create_app, run
@@ -148,6 +149,7 @@ class Worker:
         self._crash = crash
         self_check.check()  # loads the kernels, too: here, and not in the threads that open partitions
         self._memory = StoreMemory(cache_bytes=settings.block_cache_bytes)
+        self._disk_offsets = DiskOffsets(settings.state_dir, self.topology.ids)
         client = settings.client()
         # It is never polled, so nobody would take its log; what it is asked raises instead.
         self._query = Consumer(
@@ -173,6 +175,7 @@ class Worker:
             on_hold=self._hold,
             on_fetch_error=self._fetch_error,
             on_start=self._started,
+            on_disk=self._on_disk,
         )
         self.producer = WorkerProducer(
             client, prefix=settings.prefix, linger_ms=settings.linger_ms, failed=self.membership.fail
@@ -203,6 +206,7 @@ class Worker:
     async def _started(self) -> None:
         self._loop = asyncio.get_running_loop()
         collector.settle()
+        self._disk_offsets.read()
         await asyncio.to_thread(self.control_log.read_to_end)
         self.control_log.follow()
         for work in (self._checkpoints(), self._ticks(), self._snapshots(), self._polls(), self._watches()):
@@ -232,6 +236,16 @@ class Worker:
                 "left without a last checkpoint (%s): the next owner repeats from the one before",
                 error or type(error).__name__,
             )
+
+    def _on_disk(self) -> dict[TP, int]:
+        """What the group is told of our state, of partitions that others have now, too."""
+        self._note_offsets()
+        return {TP(self.settings.prefix + tp.topic, tp.partition): at for tp, at in self._disk_offsets.known().items()}
+
+    def _note_offsets(self) -> None:
+        for host in self.hosts.values():
+            if host.status is Status.RUNNING:
+                self._disk_offsets.note(host.tp, host.written_offset)
 
     def _fetch_error(self, error: FetchError) -> None:
         host = None if error.tp is None else self.hosts.get(error.tp)
@@ -565,6 +579,8 @@ class Worker:
                 await asyncio.sleep(ACK_POLL_S)
         if not offsets:
             return
+        self._note_offsets()
+        await asyncio.to_thread(self._disk_offsets.write, self._disk_offsets.encoded())
         self._crash("checkpoint.before_commit")
         await self.membership.commit(offsets)
         self._crash("checkpoint.after_commit")

@@ -26,7 +26,13 @@ from typing import Any, ClassVar, NoReturn, cast
 
 import aiokafka
 import faust
-from aiokafka.errors import IllegalGenerationError, KafkaError, RebalanceInProgressError, UnknownMemberIdError
+from aiokafka.errors import (
+    IllegalGenerationError,
+    InconsistentGroupProtocolError,
+    KafkaError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.app.base import BootStrategy
 from faust.auth import GSSAPICredentials, SASLCredentials, SSLCredentials
@@ -37,6 +43,7 @@ from mode import Service
 from mode.supervisors import CrashingSupervisor
 
 from stream.errors import ConfigurationError, FraudstreamError
+from stream.worker.assignor import NAME, StateAssignor
 from stream.worker.fetch import TP, Fetcher, FetchError, FetchSettings, Round
 
 log = logging.getLogger(__name__)
@@ -104,6 +111,7 @@ class Membership:
         on_hold: Callback | None,
         on_fetch_error: Callable[[FetchError], None] | None,
         on_loop: Callable[[], Awaitable[None]] | None,
+        on_disk: Callable[[], Mapping[TP, int]] | None,
     ) -> None:
         self.settings = settings
         self.topics = tuple(stages)
@@ -114,6 +122,8 @@ class Membership:
         self._on_hold = on_hold
         self._on_fetch_error = on_fetch_error
         self._on_loop = on_loop
+        self._on_disk = on_disk
+        self.assignor = StateAssignor()
         self.app = _App(self)
         self._channels: dict[str, Any] = {
             stage: self.app.channel(maxsize=2) for stage in dict.fromkeys(self._stages.values())
@@ -283,6 +293,12 @@ class Membership:
                 raise ConfigurationError(f"stage {stage} has {channel.subscriber_count} agents, and needs one")
         if self._on_loop is not None:
             await self._on_loop()
+        self._tell_state()
+
+    def _tell_state(self) -> None:
+        """What the next join says of our disk. The consumer's thread joins only after this."""
+        if self._on_disk is not None:
+            self.assignor.held = self._on_disk()
 
     async def hold(self) -> None:
         """The group is about to change. Returns when nothing of ours is under way."""
@@ -294,6 +310,7 @@ class Membership:
             await self._quiesce()
             if self._owned and self._on_hold is not None:
                 await self._guarded(self._on_hold, set(self._owned))
+            self._tell_state()
             # A commit that reached the broker after our join would be of an old generation, and aiokafka would
             # throw the membership away.
             async with self._committing:
@@ -417,6 +434,7 @@ def create_app(
     on_hold: Callback | None = None,
     on_fetch_error: Callable[[FetchError], None] | None = None,
     on_start: Callable[[], Awaitable[None]] | None = None,
+    on_disk: Callable[[], Mapping[TP, int]] | None = None,
 ) -> Membership:
     """A Faust app (`.app`) that subscribes to the topics in `stages` (topic → stage), and its membership.
 
@@ -427,6 +445,8 @@ def create_app(
       they go on by themselves, without a new `start`.
     - `on_fetch_error(error)`: a partition cannot be read on. Without this callback the process ends.
     - `on_start()`: on the event loop, before the first join.
+    - `on_disk()`: up to which offset the local state of each partition is, ours or not; the group's leader gives
+      partitions to those who have most of them (`assignment`).
 
     An exception in any of them ends the process.
     """
@@ -439,6 +459,7 @@ def create_app(
         on_hold=on_hold,
         on_fetch_error=on_fetch_error,
         on_loop=on_start,
+        on_disk=on_disk,
     )
 
 
@@ -509,9 +530,15 @@ class _GroupMember(aiokafka.AIOKafkaConsumer):
         if self.group is None or self._closed:
             return None
         task: asyncio.Task[None] = self.group._coordination_task
+        error: BaseException | None = self.group._pending_exception
         if task.done() and not task.cancelled():
-            return task.exception() or FraudstreamError("the group's coordination ended")
-        return self.group._pending_exception
+            error = task.exception() or FraudstreamError("the group's coordination ended")
+        if isinstance(error, InconsistentGroupProtocolError):
+            return ConfigurationError(
+                f"the group has members that share partitions by other rules than {NAME}: workers of an older release, "
+                f"or another program. Operator: stop all of them before this one starts, or give it a group of its own"
+            )
+        return error
 
     @property
     def ticket(self) -> tuple[str, int]:
@@ -529,7 +556,6 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         conf = self.app.conf
         settings = self.membership.settings
-        self._assignor = self.app.assignor
         return _GroupMember(
             client_id=conf.broker_client_id,
             group_id=conf.id,
@@ -537,7 +563,8 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
             bootstrap_servers=driver.server_list(  # pyright: ignore[reportArgumentType]
                 transport.url, transport.default_port
             ),
-            partition_assignment_strategy=[self._assignor],
+            # The stub wants classes; what aiokafka calls on it, an object has as well.
+            partition_assignment_strategy=[self.membership.assignor],  # pyright: ignore[reportArgumentType]
             enable_auto_commit=False,
             auto_offset_reset="none",
             max_poll_interval_ms=int(settings.stalled_s * 1000),
@@ -701,7 +728,6 @@ class _App(faust.App):
             broker_session_timeout=settings.session_timeout_s,
             broker_heartbeat_interval=settings.heartbeat_s,
             broker_request_timeout=max(settings.rebalance_s, settings.session_timeout_s) + 5.0,
-            table_standby_replicas=1,  # 0 would make the assignment round-robin, and shuffle state
             stream_wait_empty=False,
             topic_allow_declare=False,
             topic_disable_leader=True,

@@ -1,5 +1,6 @@
 """Two workers that share no disk, one killed under load: every payment answered, every answer what the log says."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -8,12 +9,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "chaos"))  # the fault suite's deployment is used here
 
 from chaos_check import verify
-from chaos_deployment import Deployment
+from chaos_deployment import Deployment, WorkerProcess
 from chaos_load import Load
 
 from stream.reconcile import reconcile
 
 PAYMENTS = 15_000
+SHARED = ("payments", "account-journal", "terminal-journal")
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 
@@ -45,3 +47,45 @@ def test_a_killed_worker_loses_nothing_and_answers_nothing_twice_otherwise(kafka
     assert (checked.states, checked.answers > 2 * PAYMENTS) == (4, True)
     again = found.repeated + checked.item_copies + deployment.reapplied()
     assert again > 0, "nothing was applied or sent twice: the kill has not bitten"
+
+
+def owned(worker: WorkerProcess) -> set[str]:
+    """Its partitions of the topics that all have the same number of them."""
+    found = re.findall(r"^fraudstream_partition_stopped\{(.*)\} ", worker.page("/metrics"), re.MULTILINE)
+    places = [dict(re.findall(r'(\w+)="([^"]*)"', labels)) for labels in found]
+    return {f"{place['topic']}[{place['partition']}]" for place in places if place["topic"] in SHARED}
+
+
+def opened(worker: WorkerProcess, since: int) -> dict[str, int]:
+    """Partitions that it opened in its log from there on, and from which offset."""
+    found = re.findall(r"(\S+)\[(\d+)\]: from offset (\d+) of", worker.log_text()[since:])
+    return {f"{topic}[{p}]": int(offset) for topic, p, offset in found if topic in SHARED}
+
+
+def test_a_killed_worker_gets_back_the_partitions_whose_state_it_has(kafka, tmp_path: Path) -> None:
+    """Without snapshots or a shared disk whoever else gets them reads whole journals again."""
+    deployment = Deployment(kafka.broker, tmp_path, kafka.fresh_prefix(), seed=8, snapshots=False)
+    try:
+        deployment.begin()
+        workers = [deployment.worker("a"), deployment.worker("b")]
+        deployment.until(lambda: all(worker.count(r"added [1-9]") for worker in workers), "two members")
+        deployment.settle()
+        deployment.feed(Load(4_000, deployment.seed), rate=1_000)
+        deployment.until_answered()
+        for round_number, (victim, other) in enumerate((workers, workers[::-1], workers)):
+            wanted = owned(victim)
+            assert len(wanted) == len(SHARED), wanted
+            seen, given = len(victim.log_text()), other.count(r"added [1-9]")
+            victim.kill()
+            deployment.until(lambda o=other, n=given: o.count(r"added [1-9]") > n, "the other takes over")
+            victim.start()
+            deployment.until(lambda v=victim, at=seen: bool(opened(v, at)), "the killed one is a member again")
+            deployment.settle()
+            back = opened(victim, seen)
+            assert len(back) == len(SHARED), back
+            assert min(back.values()) > 0, back
+            if round_number == 0:  # later the other one has been everywhere, too
+                assert set(back) == wanted
+        assert [code for code in deployment.stop_workers() if code] == []
+    finally:
+        deployment.close()

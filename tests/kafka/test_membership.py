@@ -29,11 +29,13 @@ Event = dict[str, Any]
 class Toy:
     """One toy worker; its events are read as they come."""
 
-    def __init__(self, bootstrap: str, group: str, *copies: str, log: Path) -> None:
+    def __init__(self, bootstrap: str, group: str, *copies: str, log: Path, held: tuple[str, ...] = ()) -> None:
         command = [sys.executable, str(TOY), "--bootstrap", bootstrap, "--group", group]
         command += ["--session-s", str(SESSION_S), "--checkpoint-s", "0.3"]
         for copy in copies:
             command += ["--copy", copy]
+        for place in held:
+            command += ["--held", place]
         self.log = log
         self._stderr = log.open("wb")
         self.process = subprocess.Popen(
@@ -124,13 +126,15 @@ class Kit:
             topic.result(SOON_S)
         self.toys: list[Toy] = []
 
-    def toy(self) -> Toy:
+    def toy(self, held: dict[int, int] | None = None) -> Toy:
+        """`held`: up to which offset its disk has the state of partitions of `into`."""
         toy = Toy(
             self.bootstrap,
             self.group,
             f"{self.into}:{self.out}",
             f"{self.one}:{self.one_out}",
             log=self.directory / f"toy-{len(self.toys)}.log",
+            held=tuple(f"{self.into}:{partition}:{offset}" for partition, offset in (held or {}).items()),
         )
         self.toys.append(toy)
         return toy
@@ -295,3 +299,28 @@ def test_a_topic_that_is_not_there_does_not_stop_the_others(kit: Kit, tmp_path: 
     toy = Toy(kit.bootstrap, kit.group, f"{kit.into}:{kit.out}", "not-there:out", log=tmp_path / "toy.log")
     kit.toys.append(toy)
     toy.expect("assigned", lambda event: len(in_partitions(kit, event["owned"])) == 4)
+
+
+def test_a_group_that_shares_by_other_rules_is_not_joined(kit: Kit) -> None:
+    """As workers did that had Faust's assignor: the broker refuses whoever comes second, and the worker says why."""
+    other = Consumer({"bootstrap.servers": kit.bootstrap, "group.id": kit.group})
+    other.subscribe([kit.into])
+    give_up_at = time.monotonic() + SOON_S
+    while not other.assignment():
+        assert time.monotonic() < give_up_at, "the other is no member"
+        other.poll(0.2)
+    toy = kit.toy()
+    keep = threading.Thread(target=lambda: [other.poll(0.2) for _ in range(20)], daemon=True)
+    keep.start()
+    assert toy.ended() == 1
+    assert "share partitions by other rules than fraudstream-state" in toy.log.read_text()
+    keep.join()
+    other.close()
+
+
+def test_a_worker_whose_disk_has_the_state_gets_those_partitions(kit: Kit) -> None:
+    first = kit.toy(held={1: 50, 3: 70})
+    first.expect("assigned", lambda event: len(event["owned"]) == 5)
+    second = kit.toy(held={0: 900, 2: 1, 1: 40})
+    got = second.expect("assigned", lambda event: bool(in_partitions(kit, event["owned"])))
+    assert in_partitions(kit, got["owned"]) == {0, 2}

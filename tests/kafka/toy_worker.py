@@ -56,6 +56,7 @@ class Toy:
             on_hold=self.hold,
             on_fetch_error=self.fetch_error,
             on_start=self.start,
+            on_disk=self.on_disk,
         )
         for topic in self.to:
             self.membership.agent(f"copy-{topic}")(self.copy)
@@ -63,6 +64,10 @@ class Toy:
     async def start(self) -> None:
         self.membership.spawn(self.checkpoints(), name="checkpoints")
         self.membership.spawn(self.report(), name="report")
+
+    def on_disk(self) -> dict[TP, int]:
+        places = (place.rsplit(":", 2) for place in self.args.held)
+        return {TP(topic, int(partition)): int(offset) for topic, partition, offset in places}
 
     async def assigned(self, added: set[TP]) -> None:
         found = await self.membership.committed(added)
@@ -160,6 +165,7 @@ def main() -> int:
     parser.add_argument("--bootstrap", required=True)
     parser.add_argument("--group", required=True)
     parser.add_argument("--copy", action="append", required=True)
+    parser.add_argument("--held", action="append", default=[])
     parser.add_argument("--session-s", type=float, default=6.0)
     parser.add_argument("--checkpoint-s", type=float, default=1.0)
     parser.add_argument("--report-s", type=float, default=0.0)
