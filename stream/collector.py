@@ -5,10 +5,11 @@ import sys
 from typing import Final
 
 YOUNG_MAX: Final = 50_000  # a round makes some ten thousand objects, all gone when it ends
+OFFLINE_YOUNG_MAX: Final = 500_000  # nobody waits for an answer, and what is kept is kept in dicts of bytes
 SWITCH_S: Final = 0.001
 
 
-def settle() -> None:
+def settle(young_max: int = YOUNG_MAX) -> None:
     """Call once, when the process has been set up.
 
     What lives until the end is not looked at again, and the young are looked at once a round instead of thirty times:
@@ -17,5 +18,5 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG_MAX, 20, 100)
+    gc.set_threshold(young_max, 20, 100)
     sys.setswitchinterval(SWITCH_S)

@@ -88,7 +88,7 @@ def command(
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    collector.settle()
+    collector.settle(collector.OFFLINE_YOUNG_MAX)
     try:
         with Progress(*columns, console=errors, transient=True) as progress:
             task = progress.add_task("evaluating")

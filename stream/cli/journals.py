@@ -35,7 +35,7 @@ def verify(
 
     The stages read nothing but the journals. Exit code 1 if one answer, dead letter or model version differs.
     """
-    collector.settle()
+    collector.settle(collector.OFFLINE_YOUNG_MAX)
     try:
         found = rerun(directory, batch=batch, plain=plain)
     except OperatorError as error:

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from sortedcontainers import SortedList
 
@@ -50,25 +50,22 @@ class MemoryStore:
         return list(map(self._pairs.get, keys))
 
     def scan(self, low: bytes, high: bytes, limit: int, /) -> list[tuple[bytes, bytes]]:
-        pairs = self._pairs
-        return [(key, pairs[key]) for key in islice(self._between(low, high), limit)]
+        keys = list(islice(self._between(low, high), limit))
+        return list(zip(keys, map(self._pairs.__getitem__, keys), strict=True))
 
     def write(self, changes: Changes) -> None:
         pairs, ordered = self._pairs, self._ordered
         for low, high in changes.ranges:
             for key in list(self._between(low, high)):
                 self._remove(key)
-        fresh: dict[int, list[bytes]] = {table: [] for table in ordered}
-        for key, value in changes.writes.items():
-            if value is None:
-                if key in pairs:
-                    self._remove(key)
-                continue
-            if key[0] in ordered and key not in pairs:
-                fresh[key[0]].append(key)
-            pairs[key] = value
-        for table, keys in fresh.items():
-            ordered[table].update(keys)
+        writes = changes.writes
+        if None in writes.values():
+            for key in [key for key, value in writes.items() if value is None and key in pairs]:
+                self._remove(key)
+            writes = {key: value for key, value in writes.items() if value is not None}
+        for table, keys in ordered.items():
+            keys.update([key for key in writes if key[0] == table and key not in pairs])
+        pairs.update(cast("dict[bytes, bytes]", writes))
 
     def pairs(self) -> Iterable[tuple[bytes, bytes]]:
         """All that is stored, in order of key."""
@@ -212,8 +209,13 @@ class State:
         found = self._store.scan(low, high, limit + len(over))
         if not over:
             return found
-        merged: dict[bytes, bytes | None] = {**dict(found), **over}
-        return sorted((key, value) for key, value in merged.items() if value is not None)[:limit]
+        merged = dict(found)
+        for key, value in over.items():
+            if value is None:
+                merged.pop(key, None)
+            else:
+                merged[key] = value
+        return sorted(merged.items())[:limit]
 
     def freeze(self) -> Changes:
         """Step 1 of a checkpoint: what changed up to now, to be written as one batch; later changes go elsewhere."""
