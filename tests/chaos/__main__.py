@@ -124,9 +124,14 @@ def ci_faults(day: int) -> list[str]:
 
 
 def commit() -> str:
-    """What was tried."""
-    words = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    """What was tried; "-dirty" if anything but the records differs from it."""
+
+    def git(*words: str) -> str:
+        told = subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True, check=False)
+        return told.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":!{RESULTS.name}")
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
 def run(

@@ -47,9 +47,17 @@ def fault(
     return register
 
 
-def rate_for(payments: int, seconds: float, most: float = 2_000.0) -> float:
+RATE_MAX = 4_000.0  # of brokers, workers and this process together, on two cores, with something to spare
+
+
+def rate_for(payments: int, seconds: float, most: float = RATE_MAX) -> float:
     """Payments a second, so that the load lasts for about `seconds`, or longer."""
     return max(50.0, min(most, payments / seconds))
+
+
+def well_under_way(deployment: Deployment, payments: int) -> None:
+    """A third of the load has been sent: there is state to lose, and more to come."""
+    deployment.until(lambda: deployment.feeds[-1].sent >= payments // 3, "a third of the load", 900)
 
 
 def two_workers(deployment: Deployment) -> list[WorkerProcess]:
@@ -188,6 +196,7 @@ def state_deleted(deployment: Deployment, payments: int) -> Evidence:
     feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 40.0))
     deployment.until_answering()
     deployment.until(lambda: any(deployment.snapshot_path.glob("terminal-journal/*/manifests/*")), "a snapshot")
+    well_under_way(deployment, payments)
     time.sleep(deployment.rng.uniform(1.0, 4.0))
     killed_s = worker.kill()
     shutil.rmtree(worker.state)
@@ -205,6 +214,7 @@ def flip(deployment: Deployment, payments: int) -> Evidence:
     worker = one_worker(deployment)
     feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 45.0))
     deployment.until_answering()
+    well_under_way(deployment, payments)
     flipped: dict[str, int] = {}
     for pattern in ("*.sst", "*.log", "MANIFEST-*"):
         deployment.until(lambda: any(deployment.snapshot_path.glob("terminal-journal/*/manifests/*")), "a snapshot")
@@ -233,6 +243,9 @@ def flip_bytes(path: Path, deployment: Deployment) -> int:
     return len(places)
 
 
+STATE_BYTES = 2_000  # a payment leaves less than that behind
+
+
 @fault("disk-full")
 def disk_full(deployment: Deployment, payments: int) -> Evidence:
     """The state is on a small tmpfs that fills up; later there is room again."""
@@ -240,7 +253,8 @@ def disk_full(deployment: Deployment, payments: int) -> Evidence:
         raise ChaosError("a small tmpfs needs root here")
     mount = deployment.directory / "small"
     mount.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", str(mount)], check=True)
+    size = f"size={160 + payments * STATE_BYTES // 1_000_000}m"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(mount)], check=True)
     deployment.cleanups.append(lambda: subprocess.run(["umount", "-l", str(mount)], check=False))
     worker = deployment.worker("a", start=False)
     worker.use_state(mount / "state")
@@ -248,7 +262,8 @@ def disk_full(deployment: Deployment, payments: int) -> Evidence:
     deployment.settle()
     feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 40.0))
     deployment.until_answering()
-    time.sleep(3)
+    well_under_way(deployment, payments)
+    time.sleep(1)
     filler = mount / "filler"
     began_s = time.monotonic()
     with open(filler, "wb", buffering=0) as out:
@@ -287,6 +302,7 @@ def snapshot_unreachable(deployment: Deployment, payments: int) -> Evidence:
     feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 25.0))
     deployment.until_answering()
     deployment.until(lambda: worker.count("no snapshot of") > 0, "it says so", 60)
+    well_under_way(deployment, payments)
     moment = deployment.watcher.mark("kill")
     worker.kill()
     worker.start()
@@ -307,6 +323,7 @@ def snapshot_torn(deployment: Deployment, payments: int) -> Evidence:
     deployment.until_answering()
     where = deployment.snapshot_path
     deployment.until(lambda: len(list(where.glob("terminal-journal/0/manifests/*"))) >= 3, "three snapshots", 120)
+    well_under_way(deployment, payments)
     killed_s = worker.kill()
     torn = 0
     for partition in where.glob("*-journal/*"):
@@ -336,6 +353,7 @@ def poison(deployment: Deployment, payments: int) -> Evidence:
     mix = Mix(poison=0.01, repeats=0.05, disorder=0.10, month_late=0.005)
     feed = deployment.feed(Load(payments, deployment.seed, mix), rate=rate_for(payments, 15.0))
     deployment.until_answering()
+    well_under_way(deployment, payments)
     deployment.watcher.mark("kill")
     workers[0].kill()
     workers[0].start()

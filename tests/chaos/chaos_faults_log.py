@@ -10,7 +10,7 @@ from typing import Any
 
 from chaos_check import furthest, read_topic
 from chaos_deployment import COMMAND, ROOT, ChaosError, Deployment, Feed, WorkerProcess
-from chaos_faults import AGAIN, Evidence, alive, fault, one_worker, rate_for, two_workers
+from chaos_faults import AGAIN, Evidence, alive, fault, one_worker, rate_for, two_workers, well_under_way
 from chaos_load import Load, Mix, Wanted
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -252,6 +252,7 @@ def compressions(deployment: Deployment, payments: int) -> Evidence:
     deployment.feeds.append(feed)
     feed.start()
     deployment.until_answering()
+    well_under_way(deployment, payments // 2)  # a third of what is sent is aborted
     time.sleep(deployment.rng.uniform(2.0, 6.0))
     deployment.watcher.mark("kill")
     worker.kill()
@@ -421,7 +422,7 @@ def stop_two(deployment: Deployment, payments: int) -> Evidence:
     workers: list[WorkerProcess] = two_workers(deployment)
     deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 30.0))
     deployment.until_answering()
-    time.sleep(2)
+    well_under_way(deployment, payments)
     moment = deployment.watcher.mark("stop both")
     for worker in workers:
         worker.freeze()
