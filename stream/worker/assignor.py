@@ -52,10 +52,10 @@ def encode_claim(claim: Claim) -> bytes:
     return _encode(_Claimed(LAYOUT, claim.term, owned, held))
 
 
-def decode_claim(topics: Iterable[str], user_data: bytes) -> Claim:
+def decode_claim(topics: Iterable[str], user_data: bytes | None) -> Claim:
     """What a member said; of what cannot be read, only which topics it takes."""
     try:
-        found = _decode(user_data)
+        found = _decode(user_data or b"")
     except UNDECODABLE:
         return Claim(frozenset(topics))
     if found.layout != LAYOUT:

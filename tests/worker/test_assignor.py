@@ -50,7 +50,8 @@ def test_any_other_bytes_are_a_member_without_claims(user_data: bytes):
         assert decode_claim(TOPIC, encode_claim(found)) == found  # other bytes for the same: a map in another order
 
 
-def test_another_layout_counts_as_no_claim():
+def test_another_layout_or_nothing_counts_as_no_claim():
+    assert decode_claim(TOPIC, None) == decode_claim(TOPIC, b"") == Claim(TOPIC)
     assert decode_claim(TOPIC, b"\x94\x02\x07\x81\xa1t\x91\x00\x80") == Claim(TOPIC)
     assert decode_claim(TOPIC, b"\x94\x01\x07\x81\xa1t\x91\x00\x80") == Claim(TOPIC, 7, frozenset({TP("t", 0)}))
 
