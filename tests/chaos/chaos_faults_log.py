@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -361,13 +362,18 @@ WORKER_POINTS = (
 POINT_S = 25.0  # a start, and some checkpoints after it
 
 
-def crash_at_points(deployment: Deployment, payments: int, points: list[str]) -> Evidence:
-    """Every point must be reached while the load lasts: without it nothing changes, and nothing is written."""
+def crash_at_points(
+    deployment: Deployment, payments: int, points: list[str], *, begun: Callable[[], bool] = lambda: True
+) -> Evidence:
+    """Every point must be reached while the load lasts: without it nothing changes, and nothing is written.
+
+    `begun`: what there must be before the first."""
     deployment.command = FAULTY
     worker = one_worker(deployment)
     rate = rate_for(payments, POINT_S * len(points))
     deployment.feed(Load(payments, deployment.seed), rate=rate)
     deployment.until_answering()
+    deployment.until(begun, "what must come before the first crash", 300)
     fired: list[str] = []
 
     def ended() -> bool:
@@ -398,14 +404,19 @@ def learner_kill(deployment: Deployment, payments: int) -> Evidence:
     """The process is killed at every point that the learner's partition passes; versions go on."""
     points = [f"{point}:{deployment.rng.randint(1, 3)}:examples" for point in POINTS[:5]]
     points += [f"{point}:1:examples" for point in POINTS[5:]]
-    evidence = crash_at_points(deployment, payments, points)
+
+    def versions() -> int:
+        control = read_topic(deployment.client, f"{deployment.prefix}control")[0]
+        return sum(b'"kind":"model"' in (record.value or b"") for record in control)
+
+    def sending() -> bool:
+        """Until it has bins the learner sends nothing, and there is nothing to acknowledge."""
+        time.sleep(1)
+        return versions() > 0
+
+    evidence = crash_at_points(deployment, payments, points, begun=sending)
     deployment.until_answered()
-    models = [
-        record
-        for record in read_topic(deployment.client, f"{deployment.prefix}control")[0]
-        if b'"kind":"model"' in (record.value or b"")
-    ]
-    return {**evidence, "model_versions": len(models), "bit": evidence["bit"] and len(models) > 0}
+    return {**evidence, "model_versions": versions(), "bit": evidence["bit"] and versions() > 0}
 
 
 @fault("crash-points")
