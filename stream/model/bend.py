@@ -17,7 +17,7 @@ BEND_STEP = 2.0
 BEND_KNOTS = 9  # up to 4
 CELLS_A_STEP = 8
 CELLS = CELLS_A_STEP * (BEND_KNOTS - 1)  # where is counted
-KNOT_PRIOR = 5.0  # how many frauds' worth of belief each knot has in Platt's line
+KNOT_PRIOR = 20.0  # how many frauds' worth of belief each knot has in Platt's line
 RISE_MIN = 0.1  # what is left, at least, of the line's slope: the order of scores stays
 NEWTON_STEPS = 8
 

@@ -8,12 +8,9 @@ Keys start with one byte that names their table, so one store holds a stage's ta
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from heapq import merge
-from itertools import islice
 from typing import NamedTuple, Protocol, cast
-
-from sortedcontainers import SortedList
 
 HIGHEST = b"\xff" * 64
 
@@ -39,24 +36,28 @@ class MemoryStore:
     """A store in memory, for tests, simulation and off-line runs.
 
     A table's keys are put in order when it is first scanned or dropped from, and kept so from there on: most tables
-    never are, and order costs several times what a dict does.
+    never are. The keys of those that are begin with a time, so what comes goes to the end of a list, nearly always.
     """
 
     def __init__(self) -> None:
         self._pairs: dict[bytes, bytes] = {}
-        self._ordered: dict[int, SortedList] = {}
+        self._ordered: dict[int, list[bytes]] = {}
 
     def get_many(self, keys: Sequence[bytes], /) -> list[bytes | None]:
         return list(map(self._pairs.get, keys))
 
     def scan(self, low: bytes, high: bytes, limit: int, /) -> list[tuple[bytes, bytes]]:
-        keys = list(islice(self._between(low, high), limit))
-        return list(zip(keys, map(self._pairs.__getitem__, keys), strict=True))
+        keys, start, end = self._between(low, high)
+        found = keys[start : min(end, start + limit)]
+        return list(zip(found, map(self._pairs.__getitem__, found), strict=True))
 
     def write(self, changes: Changes) -> None:
         pairs, ordered = self._pairs, self._ordered
         for low, high in changes.ranges:
-            for key in list(self._between(low, high)):
+            keys, start, end = self._between(low, high)
+            gone = keys[start:end]
+            del keys[start:end]
+            for key in gone:
                 self._remove(key)
         writes = changes.writes
         if None in writes.values():
@@ -64,7 +65,11 @@ class MemoryStore:
                 self._remove(key)
             writes = {key: value for key, value in writes.items() if value is not None}
         for table, keys in ordered.items():
-            keys.update([key for key in writes if key[0] == table and key not in pairs])
+            fresh = sorted([key for key in writes if key[0] == table and key not in pairs])
+            out_of_order = bool(fresh and keys) and fresh[0] < keys[-1]
+            keys += fresh
+            if out_of_order:
+                keys.sort()
         pairs.update(cast("dict[bytes, bytes]", writes))
 
     def pairs(self) -> Iterable[tuple[bytes, bytes]]:
@@ -78,17 +83,21 @@ class MemoryStore:
 
     def _remove(self, key: bytes) -> None:
         del self._pairs[key]
-        if key[0] in self._ordered:
-            self._ordered[key[0]].remove(key)
+        keys = self._ordered.get(key[0]) if key else None
+        if keys and (at := bisect_left(keys, key)) < len(keys) and keys[at] == key:
+            del keys[at]
 
-    def _between(self, low: bytes, high: bytes) -> Iterator[bytes]:
-        """Keys with low <= key < high, ascending."""
-        if low[:1] != high[:1] or not low:
-            return iter(sorted(key for key in self._pairs if low <= key < high))
+    def _between(self, low: bytes, high: bytes) -> tuple[list[bytes], int, int]:
+        """Keys in order, and where those with low <= key < high begin and end."""
+        if low[:1] != high[:1] or not low:  # no stage asks for more than one table
+            found = sorted([key for key in self._pairs if low <= key < high])
+            return found, 0, len(found)
         table = low[0]
-        if table not in self._ordered:
-            self._ordered[table] = SortedList(key for key in self._pairs if key[0] == table)
-        return self._ordered[table].irange(low, high, inclusive=(True, False))
+        keys = self._ordered.get(table)
+        if keys is None:
+            keys = self._ordered[table] = sorted([key for key in self._pairs if key[0] == table])
+        start = bisect_left(keys, low)
+        return keys, start, bisect_left(keys, high, start)
 
 
 class _Overlay:

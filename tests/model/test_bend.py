@@ -47,7 +47,7 @@ def test_without_any_frauds_nothing_changes_much():
 
 @pytest.mark.parametrize("more", [-1.5, 0.7, 2.0])
 def test_a_shift_of_all_frauds_is_found(more: float):
-    payments = 1e6 / _probability(AT)
+    payments = 1e7 / _probability(AT)
     np.testing.assert_allclose(_fitted(payments * _probability(AT + more), payments), more, atol=1e-3)
 
 
