@@ -66,8 +66,8 @@ def table(runs: Iterable[dict[str, Any]]) -> str:
     for run in runs:
         by_fault[run["fault"]].append(run)
     rows = [
-        "| fault | runs | failed before | payments | missing | conflicting | evidence | recovery, s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| fault | runs | failed before | payments | largest run | missing | conflicting | evidence | recovery, s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     failing: list[dict[str, Any]] = []
     for name in FAULTS:
@@ -75,13 +75,15 @@ def table(runs: Iterable[dict[str, Any]]) -> str:
         of = _since_it_passed(tried)
         if not of:
             failing += tried[-1:]
-            rows.append(f"| {name} | {'FAILS' if tried else 'not run'} | {len(tried)} | | | | | |")
+            rows.append(f"| {name} | {'FAILS' if tried else 'not run'} | {len(tried)} | | | | | | |")
             continue
         cells = (
             name,
             str(len(of)),
             str(sum(map(_is_bad, tried))),
-            *(f"{sum(run.get(field, 0) for run in of):,}" for field in ("payments", "missing", "conflicting")),
+            f"{sum(run.get('payments', 0) for run in of):,}",
+            f"{max(run.get('payments', 0) for run in of):,}",
+            *(f"{sum(run.get(field, 0) for run in of):,}" for field in ("missing", "conflicting")),
             evidence_of(of),
             f"{max(run.get('recovery_seconds') or 0.0 for run in of)}",
         )

@@ -46,7 +46,7 @@ def test_a_run_whose_recovery_was_measured_wrongly_counts_without_it():
     run = {"fault": "kill", "seed": 1, "payments": 10, "missing": 0, "conflicting": 0, "failed": []}
     runs = [{**run, "recovery_seconds": 7.5}, {**run, "recovery_seconds": None}]
     row = next(line for line in table(runs).splitlines() if line.startswith("| kill |"))
-    assert row.startswith("| kill | 2 | 0 | 20 | 0 | 0 |")
+    assert row.startswith("| kill | 2 | 0 | 20 | 10 | 0 | 0 |")
     assert row.endswith("| 7.5 |")
 
 
