@@ -162,7 +162,7 @@ def join_leave(deployment: Deployment, payments: int) -> Evidence:
     times = deployment.times_or(min(40, max(4, payments // 10_000)))
     steady = deployment.worker("steady")
     deployment.settle()
-    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 12.0 * times))
+    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 6.0 * times))
     deployment.until_answering()
     guests = [deployment.worker("guest-1", start=False), deployment.worker("guest-2", start=False)]
     for _ in range(times):
