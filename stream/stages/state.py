@@ -42,6 +42,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._pairs: dict[bytes, bytes] = {}
         self._ordered: dict[int, list[bytes]] = {}
+        self._mixed: set[int] = set()  # tables whose list is to be sorted before it is used again
 
     def get_many(self, keys: Sequence[bytes], /) -> list[bytes | None]:
         return list(map(self._pairs.get, keys))
@@ -66,10 +67,9 @@ class MemoryStore:
             writes = {key: value for key, value in writes.items() if value is not None}
         for table, keys in ordered.items():
             fresh = sorted([key for key in writes if key[0] == table and key not in pairs])
-            out_of_order = bool(fresh and keys) and fresh[0] < keys[-1]
+            if fresh and keys and fresh[0] < keys[-1]:
+                self._mixed.add(table)
             keys += fresh
-            if out_of_order:
-                keys.sort()
         pairs.update(cast("dict[bytes, bytes]", writes))
 
     def pairs(self) -> Iterable[tuple[bytes, bytes]]:
@@ -83,9 +83,17 @@ class MemoryStore:
 
     def _remove(self, key: bytes) -> None:
         del self._pairs[key]
-        keys = self._ordered.get(key[0]) if key else None
+        keys = self._in_order(key[0]) if key else None
         if keys and (at := bisect_left(keys, key)) < len(keys) and keys[at] == key:
             del keys[at]
+
+    def _in_order(self, table: int) -> list[bytes] | None:
+        """The keys of a table whose order is kept."""
+        keys = self._ordered.get(table)
+        if keys is not None and table in self._mixed:
+            keys.sort()
+            self._mixed.discard(table)
+        return keys
 
     def _between(self, low: bytes, high: bytes) -> tuple[list[bytes], int, int]:
         """Keys in order, and where those with low <= key < high begin and end."""
@@ -93,7 +101,7 @@ class MemoryStore:
             found = sorted([key for key in self._pairs if low <= key < high])
             return found, 0, len(found)
         table = low[0]
-        keys = self._ordered.get(table)
+        keys = self._in_order(table)
         if keys is None:
             keys = self._ordered[table] = sorted([key for key in self._pairs if key[0] == table])
         start = bisect_left(keys, low)
