@@ -73,11 +73,16 @@ class Answers:
 
     def read(self, records: Sequence[Record]) -> None:
         """Records of `decisions`, in order."""
-        answers = [decode_answer(record.value or b"") for record in records if REPEAT not in record.headers]
-        self.counts["repeated"] += len(records) - len(answers)
-        causes = [answer.cause for answer in answers if answer.cause is not None]
-        self.causes.update(causes)
-        refused = len(causes)
+        answers: list[Answer] = []
+        for record in records:
+            if REPEAT in record.headers:
+                self.counts["repeated"] += 1
+                continue
+            answer = decode_answer(record.value or b"")
+            answers.append(answer)
+            if answer.cause is not None:
+                self.causes[answer.cause] += 1
+        refused = sum(answer.cause is not None for answer in answers)
         self.counts["refused"] += refused
         self.counts["decided"] += len(answers) - refused
         for reader in self._readers:

@@ -65,13 +65,16 @@ class Scores:
 
     def add(self, answers: Sequence[Answer]) -> None:
         frauds, accounts = self._frauds, self._accounts
-        decided = [answer for answer in answers if answer.cause is None]
-        keys = [(a.tenant_id or TENANT_DEFAULT, a.account_id or "", a.payment_id or "") for a in decided]
-        self._event_ms.extend([answer.event_time or 0 for answer in decided])
-        self._account.extend([accounts.setdefault(key[:2], len(accounts)) for key in keys])
-        self._score.extend([UNSCORED if a.probability is None else a.probability for a in decided])
-        self._fraud.extend([key in frauds for key in keys])
-        self.versions.update([a.versions.model for a in decided if a.versions.model is not None])
+        for answer in answers:
+            if answer.cause is not None:
+                continue
+            tenant, account = answer.tenant_id or TENANT_DEFAULT, answer.account_id or ""
+            self._event_ms.append(answer.event_time or 0)
+            self._account.append(accounts.setdefault((tenant, account), len(accounts)))
+            self._score.append(UNSCORED if answer.probability is None else answer.probability)
+            self._fraud.append((tenant, account, answer.payment_id or "") in frauds)
+            if answer.versions.model is not None:
+                self.versions.add(answer.versions.model)
 
     def report(self, from_ms: int | None = None, to_ms: int | None = None) -> Report:
         """Figures of payments with from_ms <= event time < to_ms."""

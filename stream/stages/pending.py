@@ -8,13 +8,12 @@ Rows are keyed by event time, so that those which mature next come first and old
 Bound: `road_ms` on the labels' clock, 25 + 8 + key + 4 F bytes a payment.
 
 Silence teaches twice: soon, and what is left of it at the maturity horizon. Of a payment that nobody would take for
-fraud, soon is enough: few of these are frauds (deploy/adr/0008). A label teaches when it
-comes, but not before the silence about the payments of its day: frauds that were learned before the legitimate payments
-of their days would be told from them by the date.
+fraud, soon is enough: few of these are frauds (deploy/adr/0008). A label teaches when it comes, but not before the
+silence about the payments of its day: frauds that were learned before the legitimate payments of their days would be
+told from them by the date.
 """
 
 import struct
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -75,15 +74,6 @@ def pack_new(flags: int, entity: bytes, features: bytes) -> bytes:
 def is_passed_over(value: bytes, pid: bytes) -> bool:
     """Whether this row teaches nothing when its time comes: no label spoke, and its silence is not in the sample."""
     return value[1] == TAUGHT_NOTHING and not value[0] & NOTABLE and not keep_legitimate(keys.pid64(pid))
-
-
-def not_passed_over(rows: Sequence[tuple[bytes, bytes]]) -> list[int]:
-    """The places of those, in pairs of key and value, that are not: one in some, and all are asked."""
-    return [
-        i
-        for i, (key, value) in enumerate(rows)
-        if value[1] != TAUGHT_NOTHING or value[0] & NOTABLE or keep_legitimate(keys.pid64(key[9:]))
-    ]
 
 
 def unpack(value: bytes) -> Row:

@@ -8,9 +8,12 @@ Keys start with one byte that names their table, so one store holds a stage's ta
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge
-from typing import NamedTuple, Protocol, cast
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+from sortedcontainers import SortedList
 
 HIGHEST = b"\xff" * 64
 
@@ -36,41 +39,36 @@ class MemoryStore:
     """A store in memory, for tests, simulation and off-line runs.
 
     A table's keys are put in order when it is first scanned or dropped from, and kept so from there on: most tables
-    never are. The keys of those that are begin with a time, so what comes goes to the end of a list, nearly always.
+    never are, and order costs several times what a dict does.
     """
 
     def __init__(self) -> None:
         self._pairs: dict[bytes, bytes] = {}
-        self._ordered: dict[int, list[bytes]] = {}
-        self._mixed: set[int] = set()  # tables whose list is to be sorted before it is used again
+        self._ordered: dict[int, SortedList] = {}
 
     def get_many(self, keys: Sequence[bytes], /) -> list[bytes | None]:
         return list(map(self._pairs.get, keys))
 
     def scan(self, low: bytes, high: bytes, limit: int, /) -> list[tuple[bytes, bytes]]:
-        keys, start, end = self._between(low, high)
-        found = keys[start : min(end, start + limit)]
-        return list(zip(found, map(self._pairs.__getitem__, found), strict=True))
+        pairs = self._pairs
+        return [(key, pairs[key]) for key in islice(self._between(low, high), limit)]
 
     def write(self, changes: Changes) -> None:
         pairs, ordered = self._pairs, self._ordered
         for low, high in changes.ranges:
-            keys, start, end = self._between(low, high)
-            gone = keys[start:end]
-            del keys[start:end]
-            for key in gone:
+            for key in list(self._between(low, high)):
                 self._remove(key)
-        writes = changes.writes
-        if None in writes.values():
-            for key in [key for key, value in writes.items() if value is None and key in pairs]:
-                self._remove(key)
-            writes = {key: value for key, value in writes.items() if value is not None}
-        for table, keys in ordered.items():
-            fresh = sorted([key for key in writes if key[0] == table and key not in pairs])
-            if fresh and keys and fresh[0] < keys[-1]:
-                self._mixed.add(table)
-            keys += fresh
-        pairs.update(cast("dict[bytes, bytes]", writes))
+        fresh: dict[int, list[bytes]] = {table: [] for table in ordered}
+        for key, value in changes.writes.items():
+            if value is None:
+                if key in pairs:
+                    self._remove(key)
+                continue
+            if key[0] in ordered and key not in pairs:
+                fresh[key[0]].append(key)
+            pairs[key] = value
+        for table, keys in fresh.items():
+            ordered[table].update(keys)
 
     def pairs(self) -> Iterable[tuple[bytes, bytes]]:
         """All that is stored, in order of key."""
@@ -83,29 +81,17 @@ class MemoryStore:
 
     def _remove(self, key: bytes) -> None:
         del self._pairs[key]
-        keys = self._in_order(key[0]) if key else None
-        if keys and (at := bisect_left(keys, key)) < len(keys) and keys[at] == key:
-            del keys[at]
+        if key[0] in self._ordered:
+            self._ordered[key[0]].remove(key)
 
-    def _in_order(self, table: int) -> list[bytes] | None:
-        """The keys of a table whose order is kept."""
-        keys = self._ordered.get(table)
-        if keys is not None and table in self._mixed:
-            keys.sort()
-            self._mixed.discard(table)
-        return keys
-
-    def _between(self, low: bytes, high: bytes) -> tuple[list[bytes], int, int]:
-        """Keys in order, and where those with low <= key < high begin and end."""
-        if low[:1] != high[:1] or not low:  # no stage asks for more than one table
-            found = sorted([key for key in self._pairs if low <= key < high])
-            return found, 0, len(found)
+    def _between(self, low: bytes, high: bytes) -> Iterator[bytes]:
+        """Keys with low <= key < high, ascending."""
+        if low[:1] != high[:1] or not low:
+            return iter(sorted(key for key in self._pairs if low <= key < high))
         table = low[0]
-        keys = self._in_order(table)
-        if keys is None:
-            keys = self._ordered[table] = sorted([key for key in self._pairs if key[0] == table])
-        start = bisect_left(keys, low)
-        return keys, start, bisect_left(keys, high, start)
+        if table not in self._ordered:
+            self._ordered[table] = SortedList(key for key in self._pairs if key[0] == table)
+        return self._ordered[table].irange(low, high, inclusive=(True, False))
 
 
 class _Overlay:
@@ -226,13 +212,8 @@ class State:
         found = self._store.scan(low, high, limit + len(over))
         if not over:
             return found
-        merged = dict(found)
-        for key, value in over.items():
-            if value is None:
-                merged.pop(key, None)
-            else:
-                merged[key] = value
-        return sorted(merged.items())[:limit]
+        merged: dict[bytes, bytes | None] = {**dict(found), **over}
+        return sorted((key, value) for key, value in merged.items() if value is not None)[:limit]
 
     def freeze(self) -> Changes:
         """Step 1 of a checkpoint: what changed up to now, to be written as one batch; later changes go elsewhere."""

@@ -394,16 +394,12 @@ class TerminalStage:
                 return
             taught += self._teach(step, key, value, taught, out)
             self._state.delete(keys.TABLE_LATE_DUE + key[1:])
-        if due.rows and taught == MATURED_MAX:
-            g.due_left = True
-            return
-        for i in pending.not_passed_over(due.rows):
-            key, value = due.rows[i]
-            taught += self._teach(step, key, value, taught, out)
-            if taught == MATURED_MAX and i + 1 < len(due.rows):
-                g.cursor = key + b"\0"
+        for key, value in due.rows:
+            if taught == MATURED_MAX:
                 g.due_left = True
                 return
+            taught += self._teach(step, key, value, taught, out)
+            g.cursor = key + b"\0"
         g.cursor = due.cursor
         g.due_left = due.more
 
