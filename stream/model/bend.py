@@ -23,10 +23,10 @@ NEWTON_STEPS = 8
 
 
 @kernel
-def bent(raw: float, scalars: NDArray[np.float64], bend: NDArray[np.float64]) -> float:
-    """The calibrated logit of a raw one: `scalars[1]` * raw + `scalars[2]`, and what `bend`, float64 [BEND_KNOTS], adds
-    there: linear between its knots, constant beyond them."""
-    z = scalars[1] * raw + scalars[2]
+def bent(raw: float, slope: float, shift: float, bend: NDArray[np.float64]) -> float:
+    """The calibrated logit of a raw one: `slope` * raw + `shift`, and what `bend`, float64 [BEND_KNOTS], adds there:
+    linear between its knots, constant beyond them."""
+    z = slope * raw + shift
     u = (raw - BEND_FROM) / BEND_STEP
     if u <= 0.0:
         return z + bend[0]

@@ -74,11 +74,11 @@ def _fit(
 
 @kernel
 def _expected(
-    logit: NDArray[np.float64], weight: NDArray[np.float64], scalars: NDArray[np.float64], bend: NDArray[np.float64]
+    logit: NDArray[np.float64], weight: NDArray[np.float64], slope: float, shift: float, bend: NDArray[np.float64]
 ) -> float:
     total = 0.0
     for i in range(logit.shape[0]):
-        total += weight[i] * sigmoid(bent(logit[i], scalars, bend))
+        total += weight[i] * sigmoid(bent(logit[i], slope, shift, bend))
     return total
 
 
@@ -153,8 +153,8 @@ class Calibration:
         observed = float((self.fraud[:n] * self.weight[:n]).sum())
         if observed <= 0.0:
             return math.nan
-        scalars = np.array([0.0, *self.fitted])
-        return _expected(self.logit[:n], self.weight[:n], scalars, self.bend) / observed
+        slope, shift = float(self.fitted[0]), float(self.fitted[1])
+        return _expected(self.logit[:n], self.weight[:n], slope, shift, self.bend) / observed
 
     def state(self) -> CalibrationState:
         """All there is to it."""

@@ -53,7 +53,7 @@ def _score(
             total += weights[f * STRIDE + b]
         for j in range(pairs.shape[0]):
             total += weights[features * STRIDE + j * PAIR_STRIDE + cell_of(pairs[j], bins, coarse)]
-        z = bent(total + scalars[0], scalars, bend)
+        z = bent(total + scalars[0], scalars[1], scalars[2], bend)
         if z > LOGIT_MAX:
             z = LOGIT_MAX
         elif z < -LOGIT_MAX:
@@ -75,10 +75,10 @@ def _contributions(
     out: NDArray[np.float64],
 ) -> None:
     rows, features = x.shape
-    start = scalars[0]
+    start, slope, shift = scalars[0], scalars[1], scalars[2]
     for f in range(features):
         start += baseline[f]
-    base = bent(start, scalars, bend)
+    base = bent(start, slope, shift, bend)
     keys = np.empty(features + pairs.shape[0], np.int32)
     for i in range(rows):
         keys_of(x[i], cuts, pairs, coarse, keys)
@@ -92,9 +92,9 @@ def _contributions(
         for f in range(features):
             total += out[i, f]
         # Each has the share of the bent logit that it has of the raw one (Aumann and Shapley, 1974).
-        share = scalars[1]
+        share = slope
         if total != start:
-            share = (bent(total, scalars, bend) - base) / (total - start)
+            share = (bent(total, slope, shift, bend) - base) / (total - start)
         for f in range(features):
             out[i, f] *= share
 
@@ -206,7 +206,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return cast(NDArray[np.float32], cache["cut_points"])
 
     @property
-    def _arrays(self) -> "_Arrays":
+    def _arrays(self) -> _Arrays:
         cache = cast(dict[str, Any], self.__dict__)
         if "arrays" not in cache:
             cache["arrays"] = _Arrays(
@@ -236,7 +236,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def baseline_logit(self) -> float:
         """The logit of a payment whose every feature contributes what it does on average."""
         a = self._arrays
-        return float(bent(a.scalars[0] + math.fsum(a.baseline), a.scalars, a.bend))
+        return float(bent(self.intercept + math.fsum(a.baseline), self.slope, self.shift, a.bend))
 
     def contributions(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
         """What each feature of one row, float32 [features], adds to `baseline_logit`; float64 [features].

@@ -12,9 +12,6 @@ AT = BEND_FROM + BEND_STEP / CELLS_A_STEP * np.arange(CELLS)
 counts = hnp.arrays(np.float64, CELLS, elements=st.floats(-1.0, 1e6))
 
 
-LINE = np.array([0.0, 1.0, 0.0])  # no intercept, slope 1, no shift
-
-
 def _fitted(frauds: np.ndarray, payments: np.ndarray, slope: float = 1.0, shift: float = 0.0) -> np.ndarray:
     bend = np.zeros(BEND_KNOTS)
     fit_bend(frauds, payments, slope, shift, bend)
@@ -30,7 +27,7 @@ def _probability(logit: np.ndarray) -> np.ndarray:
 def test_the_order_of_scores_stays(frauds: np.ndarray, payments: np.ndarray, slope: float, shift: float):
     bend = _fitted(frauds, payments, slope, shift)
     raw = np.linspace(-40.0, 40.0, 999)
-    risen = np.diff([bent(x, np.array([0.0, slope, shift]), bend) for x in raw])
+    risen = np.diff([bent(x, slope, shift, bend) for x in raw])
     assert (risen >= RISE_MIN * slope * np.diff(raw) * (1.0 - 1e-6)).all()
 
 
@@ -96,7 +93,7 @@ def test_in_every_part_of_the_score_as_many_frauds_are_expected_as_come():
     for x, y in zip(raw.tolist(), fraud.tolist(), strict=True):
         tally(x, float(y), 1.0, frauds, payments)
     bend = _fitted(frauds, payments)
-    after = _probability(np.array([bent(x, LINE, bend) for x in raw.tolist()]))
+    after = _probability(np.array([bent(x, 1.0, 0.0, bend) for x in raw.tolist()]))
     before = _probability(raw)
     for low, high in ((-8.0, -6.0), (-6.0, -5.25), (-4.5, -3.0), (-3.0, -1.0)):
         part = (raw >= low) & (raw < high)
