@@ -42,14 +42,19 @@ _encode = msgspec.msgpack.Encoder().encode  # maps in the order in which they we
 _decode = msgspec.msgpack.Decoder(_Claimed).decode
 
 
+def _by_topic(tps: Iterable[TP]) -> dict[str, list[int]]:
+    """Ascending."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for topic, partition in sorted(tps):
+        found[topic].append(partition)
+    return found
+
+
 def encode_claim(claim: Claim) -> bytes:
-    owned: dict[str, list[int]] = defaultdict(list)
-    for topic, partition in sorted(claim.owned):
-        owned[topic].append(partition)
     held: dict[str, dict[int, int]] = defaultdict(dict)
     for tp, offset in sorted(claim.held.items()):
         held[tp.topic][tp.partition] = offset
-    return _encode(_Claimed(LAYOUT, claim.term, owned, held))
+    return _encode(_Claimed(LAYOUT, claim.term, _by_topic(claim.owned), held))
 
 
 def decode_claim(topics: Iterable[str], user_data: bytes | None) -> Claim:
@@ -99,10 +104,7 @@ class StateAssignor(AbstractPartitionAssignor):
         if missing:
             log.warning("topics without partitions are given to nobody: %s", ", ".join(missing))
         term = 1 + max(claim.term for claim in claims.values())
-        return {
-            member: _answer(Claim(frozenset(), term, frozenset(tps)))
-            for member, tps in assign(claims, partitions).items()
-        }
+        return {member: _answer(term, tps) for member, tps in assign(claims, partitions).items()}
 
     def on_assignment(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, assignment: ConsumerProtocolMemberAssignment
@@ -111,9 +113,7 @@ class StateAssignor(AbstractPartitionAssignor):
         self._term = decode_claim((), assignment.user_data).term
 
 
-def _answer(given: Claim) -> ConsumerProtocolMemberAssignment:
-    by_topic: dict[str, list[int]] = defaultdict(list)
-    for topic, partition in sorted(given.owned):
-        by_topic[topic].append(partition)
-    wire = [ConsumerProtocolMemberAssignment.Assignment(topic, listed) for topic, listed in by_topic.items()]
-    return ConsumerProtocolMemberAssignment(VERSION, wire, encode_claim(Claim(frozenset(), given.term)))
+def _answer(term: int, tps: Iterable[TP]) -> ConsumerProtocolMemberAssignment:
+    """What a member is given, and in which term."""
+    wire = [ConsumerProtocolMemberAssignment.Assignment(topic, listed) for topic, listed in _by_topic(tps).items()]
+    return ConsumerProtocolMemberAssignment(VERSION, wire, encode_claim(Claim(frozenset(), term)))
