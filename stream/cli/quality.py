@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from stream import collector
 from stream.cli.evaluate import day_ms, maturity_ms_of
 from stream.cli.topics import JsonOption
 from stream.dataset import DatasetError
@@ -55,6 +56,7 @@ def command(
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
+    collector.settle(collector.OFFLINE_YOUNG_MAX)
     try:
         with Progress(*columns, console=errors, transient=True) as progress:
             task = progress.add_task("evaluating")

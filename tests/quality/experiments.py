@@ -38,7 +38,6 @@ CAUGHT_DAYS = 14
 ALERTS = 0.01
 FLIPPED = 0.2
 
-
 CI_PAYMENTS = 300_000
 CI_SCORED_DAY = 30
 CI_AP_FLOOR = 0.60  # .633 was measured when it was set; with a tenth of the learning rate .549
