@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from chaos_deployment import ChaosError, Deployment
-from chaos_faults import Evidence, alive, fault, one_worker, rate_for, two_workers
+from chaos_faults import Evidence, alive, fault, in_time, one_worker, rate_for, two_workers
 from chaos_load import Load
 from confluent_kafka.admin import AdminClient
 
@@ -91,6 +91,8 @@ def leader_kill(deployment: Deployment, payments: int) -> Evidence:
     admin = AdminClient({**deployment.client, "reconnect.backoff.max.ms": 500, "log_level": 0})
     name = f"{deployment.prefix}terminal-journal"
     whole = quietly(lambda: in_sync(admin, deployment.prefix) == len(cluster.nodes))
+    led_after_s: list[float] = []
+    went_on_s: list[float] = []
     for _ in range(times):
         deployment.until(whole, "all replicas in sync", 120)
         time.sleep(deployment.rng.uniform(1.0, 3.0))
@@ -99,6 +101,9 @@ def leader_kill(deployment: Deployment, payments: int) -> Evidence:
             raise ChaosError("nobody leads")
         moment = deployment.watcher.mark(f"kill {leader}")
         cluster.nodes[leader].kill()
+        another = quietly(lambda leader=leader: leader_of(admin, name) not in (None, leader))
+        led_after_s.append(round(deployment.until(another, "another leads", 120), 1))
+        went_on_s.append(deployment.until_going_on(deployment.watcher.mark("another leads")))
         time.sleep(deployment.rng.uniform(5.0, 10.0))
         deployment.until_recovered(moment)  # by the two that are left
         cluster.nodes[leader].start()
@@ -109,13 +114,17 @@ def leader_kill(deployment: Deployment, payments: int) -> Evidence:
     cluster.start()
     deployment.until(quietly(lambda: leader_of(admin, name) is not None), "somebody leads", 120)
     away_s = time.monotonic() - began_s
-    deployment.until_recovered(deployment.watcher.mark("a leader is back"))
+    back = deployment.watcher.mark("a leader is back")
+    went_on_s.append(deployment.until_going_on(back))
+    deployment.until_recovered(back)
     feed.join()
     for worker in workers:
         alive(worker)
     felt = deployment.logged(COMPLAINTS)
     return {
         "leaders_killed": times,
+        "another_led_after_s_max": max(led_after_s),
+        "goes_on_after_s_max": in_time(went_on_s),
         "all_away_s": round(away_s, 1),
         "complaints": felt,
         "bit": felt > 0,

@@ -112,12 +112,15 @@ def simulations(runs: Iterable[dict[str, Any]]) -> str:
 
 
 def evidence_of(runs: list[dict[str, Any]]) -> str:
-    """Counts are added up over the runs, the rest is the last run's."""
+    """Counts are added up over the runs, of `..._max` it is the largest, the rest is the last run's."""
     totals: dict[str, Any] = {}
     for run in runs:
         for what, value in run.get("evidence", {}).items():
             counts = isinstance(value, int) and not isinstance(value, bool)
-            totals[what] = totals.get(what, 0) + value if counts else value
+            if what.endswith("_max"):
+                totals[what] = max(totals.get(what, value), value)
+            else:
+                totals[what] = totals.get(what, 0) + value if counts else value
     return ", ".join(f"{what.replace('_', ' ')} {_text(value)}" for what, value in totals.items())
 
 
