@@ -50,6 +50,7 @@ from stream.worker.snapshots import (
     whole,
 )
 from stream.worker.store import StoreCorrupt, StoreError, StoreFull, StoreMemory, instance_lock
+from stream.worker.uninterrupted import to_its_end
 from topics.control import Skip, encode_control
 from topics.journal import tick_block
 
@@ -77,14 +78,18 @@ ACKS_S_MAX = 2.0  # how long one partition may keep the others' checkpoints wait
 ASK_AGAIN_S = 2.0
 WATCH_EVERY_S = 20.0
 QUERY_S = 10.0
-PASSING = frozenset(  # what a broker that is away, or just back, says
+LASTING = frozenset(  # all else is said by brokers that are away, or just back, or have just become leaders
     {
-        KafkaError._TIMED_OUT,
-        KafkaError._TRANSPORT,
-        KafkaError._ALL_BROKERS_DOWN,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError._AUTHENTICATION,
+        KafkaError._FATAL,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.TOPIC_EXCEPTION,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.UNSUPPORTED_VERSION,
     }
 )
 LATENCY_BUCKETS_S = np.array([0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0])
@@ -222,9 +227,16 @@ class Worker:
             host = self.hosts.pop(tp, None)
             if host is not None:
                 host.status = Status.CLOSED
-                # One that is still opening is closed by whoever opens it: a restore may take a minute.
-                if not self._directories[tp].locked():
-                    await asyncio.to_thread(host.close)
+                closing = self._close(tp, host)
+                # A restore may take a minute, and nobody waits for it here; the next owner of the directory does.
+                if self._directories[tp].locked():
+                    self._spawn(closing)
+                else:
+                    await closing
+
+    async def _close(self, tp: TP, host: Host) -> None:
+        async with self._directories[tp]:
+            await asyncio.to_thread(host.close)
 
     async def _hold(self, _owned: set[TP]) -> None:
         held_s_max = LEAVE_HOLD_S_MAX if self.membership.leaving else HOLD_S_MAX
@@ -378,7 +390,7 @@ class Worker:
                 return await asyncio.to_thread(ask)
             except KafkaException as error:
                 cause = error.args[0]
-                if cause.code() not in PASSING or self.hosts.get(tp) is not host:
+                if cause.code() in LASTING or self.hosts.get(tp) is not host:
                     raise StateError(f"no answer for the offsets of {tp.topic}[{tp.partition}]: {error}") from error
                 log.warning("asking for the offsets of %s[%d] again: %s", *host.tp, cause.str())
                 await asyncio.sleep(ASK_AGAIN_S)
@@ -491,7 +503,7 @@ class Worker:
     ) -> None:
         try:
             async with self._directories[tp]:
-                async with self._checkpointing:  # a checkpoint of the old runner may be under way
+                async with self._checkpointing, host.writing:  # a checkpoint of the old runner may be under way
                     host.checkpoint = None
                 await asyncio.to_thread(host.close)
                 if between is not None:
@@ -569,7 +581,8 @@ class Worker:
             ready = [host for host in waiting if self._acknowledged(host)]
             waiting = [host for host in waiting if host not in ready and host.status is Status.RUNNING]
             for host in ready:
-                point = await self._write(host)
+                # A hold that runs out of time gives up waiting; the thread in the store does not.
+                point = await to_its_end(self._write(host))
                 if point is not None:
                     offsets[self._named(host)] = point
             if late:
@@ -588,6 +601,7 @@ class Worker:
             point = offsets.get(self._named(host))
             if point is not None:
                 host.committed_offset = point[0]
+                host.settled_steps = host.begun_steps
         self.disk_full = self.disk_full and any(host.status is Status.OPENING for host in self.hosts.values())
         self.checkpoints += 1
         self.checkpoint_seconds.append(time.monotonic() - began_s)
@@ -602,7 +616,7 @@ class Worker:
             assert host.runner is not None
             steps = host.runner.steps_applied
             host.checkpoint = host.runner.begin_checkpoint()
-            host.checkpointed_steps = steps
+            host.begun_steps = steps
 
     def _acknowledged(self, host: Host) -> bool:
         """Step 2."""
@@ -610,23 +624,23 @@ class Worker:
         return runner is not None and checkpoint is not None and runner.may_write(checkpoint)
 
     async def _write(self, host: Host) -> tuple[int, str] | None:
-        """Step 3 for one partition; where to commit, None if it was closed or failed meanwhile."""
-        runner, checkpoint, store = host.runner, host.checkpoint, host.store
-        if runner is None or checkpoint is None or store is None or host.status is not Status.RUNNING:
-            return None
-        self._crash("checkpoint.before_write")
-        try:
-            async with host.writing:
+        """Step 3 for one partition, to its end; where to commit, None if it was closed, failed or written meanwhile."""
+        async with host.writing:
+            runner, checkpoint, store = host.runner, host.checkpoint, host.store
+            if runner is None or checkpoint is None or store is None or host.status is not Status.RUNNING:
+                return None
+            self._crash("checkpoint.before_write")
+            try:
                 await asyncio.to_thread(store.write_changes, checkpoint.changes, sync=False)
-                host.written_offset = checkpoint.next_offset
-        except StoreError as error:
-            if host.status is Status.RUNNING:
-                self._failed(self._named(host), host, error)
-            return None
-        runner.wrote(checkpoint)
-        host.checkpoint = None
-        self._crash("checkpoint.after_write")
-        return runner.commit_point(checkpoint)
+            except StoreError as error:
+                if host.status is Status.RUNNING:
+                    self._failed(self._named(host), host, error)
+                return None
+            host.written_offset = checkpoint.next_offset
+            runner.wrote(checkpoint)
+            host.checkpoint = None
+            self._crash("checkpoint.after_write")
+            return runner.commit_point(checkpoint)
 
     # ---- timers ----
 
@@ -725,11 +739,10 @@ class Worker:
 
     async def _snapshot(self, host: Host, url: str) -> None:
         """A frozen copy is taken between two writes; it is uploaded beside the work."""
-        store = host.store
-        if store is None:
-            return
         async with host.writing:
-            offset = host.written_offset
+            store, offset = host.store, host.written_offset
+            if store is None:
+                return
             taken = await asyncio.to_thread(take_checkpoint, store)
         try:
             await asyncio.to_thread(
