@@ -320,6 +320,7 @@ class Feed(threading.Thread):
                 "linger.ms": 5,
                 "compression.type": "lz4",
                 "message.timeout.ms": 600_000,
+                "reconnect.backoff.max.ms": 1_000,  # or there would be nothing to answer when a broker is back
             }
         )
         self._prefix, self._load, self._watcher, self._rate = prefix, load, watcher, rate
