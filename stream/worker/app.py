@@ -10,8 +10,9 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -55,6 +56,8 @@ from topics.control import Skip, encode_control
 from topics.journal import tick_block
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 STAGES = {
     "payments": "intake",
@@ -77,6 +80,7 @@ FULL_ROOM_BYTES = 16 << 20  # a memtable: what a checkpoint may need before it c
 ACKS_S_MAX = 2.0  # how long one partition may keep the others' checkpoints waiting
 ASK_AGAIN_S = 2.0
 WATCH_EVERY_S = 20.0
+DISK_THREADS = 4
 QUERY_S = 10.0
 LASTING = frozenset(  # all else is said by brokers that are away, or just back, or have just become leaders
     {
@@ -191,6 +195,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._directories: dict[TP, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._checkpointing = asyncio.Lock()
+        self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self) -> int:
@@ -236,7 +241,7 @@ class Worker:
 
     async def _close(self, tp: TP, host: Host) -> None:
         async with self._directories[tp]:
-            await asyncio.to_thread(host.close)
+            await self._soon(host.close)
 
     async def _hold(self, _owned: set[TP]) -> None:
         held_s_max = LEAVE_HOLD_S_MAX if self.membership.leaving else HOLD_S_MAX
@@ -294,7 +299,7 @@ class Worker:
                         await self._start(tp, host)
                 finally:
                     if self.hosts.get(tp) is not host:
-                        await asyncio.to_thread(host.close)
+                        await self._soon(host.close)
         except StoreFull as error:
             self._out_of_room(tp, host, error)
         except StoreCorrupt as error:
@@ -505,7 +510,7 @@ class Worker:
             async with self._directories[tp]:
                 async with self._checkpointing, host.writing:  # a checkpoint of the old runner may be under way
                     host.checkpoint = None
-                await asyncio.to_thread(host.close)
+                await self._soon(host.close)
                 if between is not None:
                     await asyncio.to_thread(between)
         except Exception as error:
@@ -593,7 +598,7 @@ class Worker:
         if not offsets:
             return
         self._note_offsets()
-        await asyncio.to_thread(self._disk_offsets.write, self._disk_offsets.encoded())
+        await self._soon(self._disk_offsets.write, self._disk_offsets.encoded())
         self._crash("checkpoint.before_commit")
         await self.membership.commit(offsets)
         self._crash("checkpoint.after_commit")
@@ -631,7 +636,7 @@ class Worker:
                 return None
             self._crash("checkpoint.before_write")
             try:
-                await asyncio.to_thread(store.write_changes, checkpoint.changes, sync=False)
+                await self._soon(store.write_changes, checkpoint.changes, sync=False)
             except StoreError as error:
                 if host.status is Status.RUNNING:
                     self._failed(self._named(host), host, error)
@@ -743,7 +748,7 @@ class Worker:
             store, offset = host.store, host.written_offset
             if store is None:
                 return
-            taken = await asyncio.to_thread(take_checkpoint, store)
+            taken = await self._soon(take_checkpoint, store)
         try:
             await asyncio.to_thread(
                 upload_directory,
@@ -763,6 +768,11 @@ class Worker:
         await asyncio.to_thread(thin, url, host.tp.topic, host.tp.partition, now_ms=int(time.time() * 1000))
 
     # ---- tasks ----
+
+    async def _soon(self, call: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
+        """In a thread for what takes moments, on the local disk. A snapshot store that hangs, or restores of large
+        partitions, may have all of `asyncio.to_thread`'s, and the partitions that go on need their checkpoints."""
+        return await asyncio.get_running_loop().run_in_executor(self._disk, partial(call, *args, **settings))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

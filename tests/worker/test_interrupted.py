@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,6 +55,7 @@ def _worker(**parts: object) -> Worker:
     worker = object.__new__(Worker)
     worker._crash = no_crash
     worker._tasks = set()
+    worker._disk = ThreadPoolExecutor(app.DISK_THREADS)
     worker.hosts = {}
     worker.settings = SimpleNamespace(prefix="")
     for name, part in parts.items():
@@ -199,6 +201,26 @@ def test_a_commit_on_its_way_keeps_the_group_from_being_joined_also_when_the_hol
         with pytest.raises(app.CommitFenced):
             await older
         assert sent == [7]
+
+    asyncio.run(scenario())
+
+
+def test_a_snapshot_store_that_hangs_keeps_no_partition_from_its_checkpoint(tmp_path):
+    async def scenario() -> None:
+        host = _running(tmp_path / "0")
+        worker = _worker()
+        worker._begin(host)
+        hanging = threading.Event()
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        restores = [asyncio.create_task(asyncio.to_thread(hanging.wait, 30)) for _ in range(8)]
+        try:
+            async with asyncio.timeout(5):
+                assert await worker._write(host) is not None
+                worker._directories = {AT: asyncio.Lock()}
+                await worker._close(AT, host)
+        finally:
+            hanging.set()
+            await asyncio.gather(*restores)
 
     asyncio.run(scenario())
 
