@@ -39,6 +39,7 @@ from stream.worker.fetch import TP, FetchError, FetchSettings, Round
 from stream.worker.host import Host, Status, damage_under
 from stream.worker.membership import CommitFenced, MembershipSettings, create_app, run
 from stream.worker.observe import Observer
+from stream.worker.patience import Patience
 from stream.worker.producer import WorkerProducer
 from stream.worker.snapshots import (
     SnapshotError,
@@ -81,6 +82,9 @@ ACKS_S_MAX = 2.0  # how long one partition may keep the others' checkpoints wait
 ASK_AGAIN_S = 2.0
 WATCH_EVERY_S = 20.0
 DISK_THREADS = 4
+STORE_CALLS_MAX = 8  # of the snapshot store, at a time
+LOOK_S_MAX = 20.0  # for it to say what it has; without an answer it is as if it could not be reached
+UPLOAD_S_MAX = 900.0
 QUERY_S = 10.0
 LASTING = frozenset(  # all else is said by brokers that are away, or just back, or have just become leaders
     {
@@ -196,6 +200,7 @@ class Worker:
         self._directories: dict[TP, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._checkpointing = asyncio.Lock()
         self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
+        self._patience = Patience(STORE_CALLS_MAX)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self) -> int:
@@ -352,14 +357,14 @@ class Worker:
         try:
             snapshots = whole(url, host.tp.topic, host.tp.partition, topic_id=topic_id)
             while True:
-                manifest = await asyncio.to_thread(next, snapshots, None)
+                manifest = await self._far(LOOK_S_MAX, next, snapshots, None)
                 if manifest is None or (local is not None and manifest.offset <= local):
                     return
                 if host.snapshot_below is not None and manifest.offset >= host.snapshot_below:
                     continue
                 log.info("%s[%d]: restoring the snapshot at offset %d", *host.tp, manifest.offset)
                 try:
-                    await asyncio.to_thread(host.replace_store, manifest.offset, partial(restore, url, manifest))
+                    await self._far(None, host.replace_store, manifest.offset, partial(restore, url, manifest))
                 except (SnapshotTorn, StoreCorrupt) as error:
                     log.error("%s[%d]: this snapshot is no good, the one before is tried: %s", *host.tp, error)
                     self.snapshot_failing = str(error)
@@ -750,7 +755,8 @@ class Worker:
                 return
             taken = await self._soon(take_checkpoint, store)
         try:
-            await asyncio.to_thread(
+            await self._far(
+                UPLOAD_S_MAX,
                 upload_directory,
                 taken,
                 url,
@@ -765,14 +771,22 @@ class Worker:
         finally:
             await asyncio.to_thread(shutil.rmtree, taken, ignore_errors=True)
         host.snapshot_offset = offset
-        await asyncio.to_thread(thin, url, host.tp.topic, host.tp.partition, now_ms=int(time.time() * 1000))
+        await self._far(UPLOAD_S_MAX, thin, url, host.tp.topic, host.tp.partition, now_ms=int(time.time() * 1000))
 
     # ---- tasks ----
 
     async def _soon(self, call: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
-        """In a thread for what takes moments, on the local disk. A snapshot store that hangs, or restores of large
-        partitions, may have all of `asyncio.to_thread`'s, and the partitions that go on need their checkpoints."""
+        """In a thread for what takes moments, on the local disk. Partitions that are opened may have all of
+        `asyncio.to_thread`'s, and those that go on need their checkpoints."""
         return await asyncio.get_running_loop().run_in_executor(self._disk, partial(call, *args, **settings))
+
+    async def _far(self, s_max: float | None, call: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
+        """In a thread that may wait for the snapshot store. After `s_max` seconds the call is left behind, and
+        `SnapshotUnavailable` raised."""
+        try:
+            return await self._patience.call(s_max, call, *args, **settings)
+        except TimeoutError as error:
+            raise SnapshotUnavailable(f"{self.settings.snapshot_url}: no answer within {s_max} s") from error
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

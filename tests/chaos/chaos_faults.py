@@ -166,6 +166,7 @@ def broker_kill(deployment: Deployment, payments: int) -> Evidence:
         back = deployment.watcher.mark("the broker is back")
         went_on_s.append(deployment.until_going_on(back))
         deployment.until_recovered(back)
+    feed.hurry(RATE_MAX)
     feed.join()
     for worker in workers:
         alive(worker)

@@ -1,6 +1,8 @@
 """What a worker does when whoever waits gives up, a partition is taken away, or a broker has only just come back."""
 
 import asyncio
+import contextlib
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +20,8 @@ from stream.worker.app import Worker
 from stream.worker.fetch import TP, Fetcher, FetchSettings
 from stream.worker.host import Host, Status
 from stream.worker.membership import MembershipSettings, create_app
+from stream.worker.patience import Patience
+from stream.worker.snapshots import SnapshotUnavailable
 from stream.worker.store import RocksStore, StoreMemory
 from stream.worker.uninterrupted import to_its_end
 from topics.journal import tick_block
@@ -56,6 +60,7 @@ def _worker(**parts: object) -> Worker:
     worker._crash = no_crash
     worker._tasks = set()
     worker._disk = ThreadPoolExecutor(app.DISK_THREADS)
+    worker._patience = Patience(app.STORE_CALLS_MAX)
     worker.hosts = {}
     worker.settings = SimpleNamespace(prefix="")
     for name, part in parts.items():
@@ -225,6 +230,53 @@ def test_a_snapshot_store_that_hangs_keeps_no_partition_from_its_checkpoint(tmp_
     asyncio.run(scenario())
 
 
+def test_calls_left_behind_count_until_they_return():
+    async def scenario() -> None:
+        patience = Patience(2)
+        go_on = threading.Event()
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await patience.call(0.02, go_on.wait)
+        with pytest.raises(TimeoutError):  # no room
+            await patience.call(0.02, int)
+        go_on.set()
+        assert await patience.call(5.0, int, "7") == 7
+        with pytest.raises(ZeroDivisionError):
+            await patience.call(None, divmod, 1, 0)
+
+    asyncio.run(scenario())
+
+
+def test_a_snapshot_store_that_never_answers_is_one_that_cannot_be_reached(tmp_path, monkeypatch, caplog):
+    """It takes the connection and says nothing: fsspec would wait for five minutes, for each partition."""
+    monkeypatch.setattr(app, "LOOK_S_MAX", 0.2)
+    monkeypatch.setattr(app, "UPLOAD_S_MAX", 0.2)
+
+    async def scenario(url: str) -> None:
+        host = _running(tmp_path / "0")
+        worker = _worker(settings=SimpleNamespace(prefix="", snapshot_url=url), snapshot_failing="")
+        await worker._restore_snapshot(host, 1)
+        assert "no answer within 0.2 s" in worker.snapshot_failing
+        assert "local state is used" in caplog.text
+        with pytest.raises(SnapshotUnavailable, match="no answer within"):
+            await worker._snapshot(host, url)
+        assert host.snapshot_offset == -1
+        assert [path.name for path in tmp_path.iterdir()] == ["0"]  # the frozen copy is gone
+        host.close()
+
+    taken = []
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(0.1)
+        try:
+            asyncio.run(scenario(f"http://127.0.0.1:{silent.getsockname()[1]}/snapshots"))
+        finally:
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    taken.append(silent.accept()[0])
+    for connection in taken:
+        connection.close()  # ends the calls that were left behind
+
+
 async def _nothing(_tps: set[TP]) -> None:
     return None
 
@@ -288,4 +340,4 @@ def test_a_silent_partition_is_given_up_only_if_its_topic_is_gone(code, lasting)
     loop.run_forever()
     loop.close()
     assert [error.cause for error in told] == ["unknown_topic"] * lasting
-    assert fetcher.stats().transient_errors == ({} if lasting else {"LEADER_NOT_AVAILABLE": 1})
+    assert fetcher.stats().transient_errors.get("LEADER_NOT_AVAILABLE", 0) == (not lasting)
