@@ -524,6 +524,11 @@ class Deployment:
             max((m.answered_s - m.at_s for m in self.watcher.moments if m.answered_s is not None), default=0.0), 1
         )
 
+    def longest_silence_s(self) -> float:
+        """From a fault to new answers of every partition, at most. Where faults follow on each other sooner than that,
+        from the first of them; a fault after which there was no load counts nothing."""
+        return max((m.went_on_after_s for m in self.watcher.moments if m.went_on_after_s is not None), default=0.0)
+
     def settle(self) -> None:
         """Until every worker that lives has opened what it owns."""
         self.until(lambda: all(worker.settled for worker in self.workers if worker.alive), "partitions are open", 180)

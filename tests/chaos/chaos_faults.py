@@ -103,7 +103,12 @@ def kill(deployment: Deployment, payments: int) -> Evidence:
         under_load += feed.is_alive()
     feed.hurry(RATE_MAX)
     feed.join()
-    return {"kills": times, "under_load": under_load, "bit": AGAIN}
+    return {
+        "kills": times,
+        "under_load": under_load,
+        "goes_on_after_s_max": deployment.longest_silence_s(),
+        "bit": AGAIN,
+    }
 
 
 @fault("stop")
@@ -132,7 +137,12 @@ def stop(deployment: Deployment, payments: int) -> Evidence:
         deployment.until(lambda victim=victim, lost=lost: victim.count("lost [1-9]") > lost, "the zombie stops", 60)
         deployment.until_recovered(moment)
     feed.join()
-    return {"stops": times, "partitions_moved": moved, "bit": AGAIN}
+    return {
+        "stops": times,
+        "partitions_moved": moved,
+        "goes_on_after_s_max": deployment.longest_silence_s(),
+        "bit": AGAIN,
+    }
 
 
 GOES_ON_S_MAX = 15.0

@@ -22,6 +22,8 @@ Each run is real Apache Kafka, real `fraud worker` processes and a load that goe
   off-line (values, keys, headers, items between stages, and the state that the workers left on disk).
 - *Recovery*: the longest time from a fault (from the return of a leader, where brokers were away) until all that had
   been sent by then was answered; on two cores that others used as well.
+- *Goes on after*: the longest time from a fault (or the return of a leader) until every partition had a new answer, by
+  the broker's clock: without the time to work off what had gathered.
 - *Failed before*: runs that failed before the code was mended; the figures are of the runs since.
 
 Again: `python tests/chaos --fault NAME --payments N --record --json`.
