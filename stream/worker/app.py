@@ -83,7 +83,8 @@ ASK_AGAIN_S = 2.0
 WATCH_EVERY_S = 20.0
 DISK_THREADS = 4
 STORE_CALLS_MAX = 8  # of the snapshot store, at a time
-LOOK_S_MAX = 20.0  # for it to say what it has; without an answer it is as if it could not be reached
+LOOK_S_MAX = 5.0  # for it to say what it has; without an answer it is as if it could not be reached
+LOOK_EMPTY_S_MAX = 60.0  # the same where nothing is on the local disk, and the whole journal would be applied
 UPLOAD_S_MAX = 900.0
 QUERY_S = 10.0
 LASTING = frozenset(  # all else is said by brokers that are away, or just back, or have just become leaders
@@ -354,10 +355,11 @@ class Worker:
         if url is None:
             return
         topic_id = host.journal.topic_id.hex()
+        look_s_max = LOOK_EMPTY_S_MAX if local is None else LOOK_S_MAX
         try:
             snapshots = whole(url, host.tp.topic, host.tp.partition, topic_id=topic_id)
             while True:
-                manifest = await self._far(LOOK_S_MAX, next, snapshots, None)
+                manifest = await self._far(look_s_max, next, snapshots, None)
                 if manifest is None or (local is not None and manifest.offset <= local):
                     return
                 if host.snapshot_below is not None and manifest.offset >= host.snapshot_below:

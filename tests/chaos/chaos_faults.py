@@ -6,6 +6,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -347,6 +348,30 @@ def snapshot_unreachable(deployment: Deployment, payments: int) -> Evidence:
     complaints = worker.count("no snapshot of")
     unread = worker.count("snapshots unavailable")
     return {"complaints": complaints, "unread_at_start": unread, "bit": complaints > 0}
+
+
+@fault("snapshot-hangs")
+def snapshot_hangs(deployment: Deployment, payments: int) -> Evidence:
+    """The snapshot store takes connections and never answers; a worker on its own disk starts, and leaves in order."""
+    worker = one_worker(deployment)
+    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 30.0))
+    deployment.until_answering()
+    well_under_way(deployment, payments)
+    with socket.create_server(("127.0.0.1", 0), backlog=1_000) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/snapshots"
+        moment = deployment.watcher.mark("kill")
+        worker.kill()
+        worker.start(FRAUD_SNAPSHOT_URL=url)
+        went_on_s = deployment.until_going_on(moment)
+        deployment.until_recovered(moment)
+        unanswered = worker.count("snapshots unavailable, local state is used: .*no answer within")
+        feed.join()
+        deployment.until_answered()
+        code = worker.terminate()
+        if code:
+            raise ChaosError(f"SIGTERM ended in {code}: {worker.log_text()[-2_000:]}")
+    worker.start()
+    return {"unanswered": unanswered, "goes_on_after_s_max": went_on_s, "bit": unanswered > 0}
 
 
 @fault("snapshot-torn")
