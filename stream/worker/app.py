@@ -82,7 +82,8 @@ ACKS_S_MAX = 2.0  # how long one partition may keep the others' checkpoints wait
 ASK_AGAIN_S = 2.0
 WATCH_EVERY_S = 20.0
 DISK_THREADS = 4
-STORE_CALLS_MAX = 8  # of the snapshot store, at a time
+STORE_CALLS_MAX = 64  # of the snapshot store, at a time
+RESTORES_MAX = 8  # at a time; they may take minutes, and nobody who only looks waits for them
 LOOK_S_MAX = 5.0  # for it to say what it has; without an answer it is as if it could not be reached
 LOOK_EMPTY_S_MAX = 60.0  # the same where nothing is on the local disk, and the whole journal would be applied
 UPLOAD_S_MAX = 900.0
@@ -201,7 +202,8 @@ class Worker:
         self._directories: dict[TP, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._checkpointing = asyncio.Lock()
         self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
-        self._patience = Patience(STORE_CALLS_MAX)
+        self._store_calls = Patience(STORE_CALLS_MAX)
+        self._restores = Patience(RESTORES_MAX)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self) -> int:
@@ -366,7 +368,9 @@ class Worker:
                     continue
                 log.info("%s[%d]: restoring the snapshot at offset %d", *host.tp, manifest.offset)
                 try:
-                    await self._far(None, host.replace_store, manifest.offset, partial(restore, url, manifest))
+                    await self._restores.call(
+                        None, host.replace_store, manifest.offset, partial(restore, url, manifest)
+                    )
                 except (SnapshotTorn, StoreCorrupt) as error:
                     log.error("%s[%d]: this snapshot is no good, the one before is tried: %s", *host.tp, error)
                     self.snapshot_failing = str(error)
@@ -782,11 +786,11 @@ class Worker:
         `asyncio.to_thread`'s, and those that go on need their checkpoints."""
         return await asyncio.get_running_loop().run_in_executor(self._disk, partial(call, *args, **settings))
 
-    async def _far(self, s_max: float | None, call: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
+    async def _far(self, s_max: float, call: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
         """In a thread that may wait for the snapshot store. After `s_max` seconds the call is left behind, and
         `SnapshotUnavailable` raised."""
         try:
-            return await self._patience.call(s_max, call, *args, **settings)
+            return await self._store_calls.call(s_max, call, *args, **settings)
         except TimeoutError as error:
             raise SnapshotUnavailable(f"{self.settings.snapshot_url}: no answer within {s_max} s") from error
 

@@ -60,7 +60,8 @@ def _worker(**parts: object) -> Worker:
     worker._crash = no_crash
     worker._tasks = set()
     worker._disk = ThreadPoolExecutor(app.DISK_THREADS)
-    worker._patience = Patience(app.STORE_CALLS_MAX)
+    worker._store_calls = Patience(app.STORE_CALLS_MAX)
+    worker._restores = Patience(app.RESTORES_MAX)
     worker.hosts = {}
     worker.settings = SimpleNamespace(prefix="")
     for name, part in parts.items():
@@ -226,6 +227,33 @@ def test_a_snapshot_store_that_hangs_keeps_no_partition_from_its_checkpoint(tmp_
         finally:
             hanging.set()
             await asyncio.gather(*restores)
+
+    asyncio.run(scenario())
+
+
+def test_who_looks_for_a_snapshot_does_not_wait_for_the_restores_of_others(tmp_path, monkeypatch):
+    """Else a partition without state would be made from its journal, because others are large."""
+    monkeypatch.setattr(app, "LOOK_EMPTY_S_MAX", 2.0)
+
+    async def scenario() -> None:
+        host = _running(tmp_path / "0")
+        worker = _worker(settings=SimpleNamespace(prefix="", snapshot_url=(tmp_path / "far").as_uri()))
+        worker._begin(host)
+        assert await worker._write(host) is not None
+        await worker._snapshot(host, worker.settings.snapshot_url)
+        host.close()
+        empty = _host(tmp_path / "1")
+        assert empty.open_store() is None
+        go_on = threading.Event()
+        others = [asyncio.create_task(worker._restores.call(None, go_on.wait)) for _ in range(app.RESTORES_MAX + 1)]
+        await asyncio.sleep(0)
+        restoring = asyncio.create_task(worker._restore_snapshot(empty, None))
+        await asyncio.sleep(2.5)
+        assert not restoring.done()  # it has found one, and has its turn when others are done
+        go_on.set()
+        await asyncio.gather(restoring, *others)
+        assert empty.snapshot_offset == 1
+        empty.close()
 
     asyncio.run(scenario())
 
