@@ -51,7 +51,7 @@ from stream.worker.snapshots import (
     upload_directory,
     whole,
 )
-from stream.worker.store import StoreCorrupt, StoreError, StoreFull, StoreMemory, instance_lock
+from stream.worker.store import StoreCorrupt, StoreError, StoreFull, StoreMemory, StoreStuck, instance_lock
 from stream.worker.uninterrupted import to_its_end
 from topics.control import Skip, encode_control
 from topics.journal import tick_block
@@ -463,14 +463,16 @@ class Worker:
         host.stop(error)
 
     def _failed(self, tp: TP, host: Host, error: Exception) -> None:
-        """A damaged store is rebuilt, a full disk waited for. Else: again from the checkpoint, a record at a time; or,
-        if the record is named, when it is skipped."""
+        """A damaged store is rebuilt, a full disk waited for; with a stuck one the process ends. Else: again from the
+        checkpoint, a record at a time; or, if the record is named, when it is skipped."""
         self.membership.fetcher.stop(tp)
         damage = damage_under(error)
         if isinstance(damage, StoreCorrupt):
             self._rebuild(tp, host, damage)
         elif isinstance(damage, StoreFull):
             self._out_of_room(tp, host, damage)
+        elif isinstance(damage, StoreStuck):
+            self.membership.fail(damage)  # another worker, or the next process, goes on: nobody would start this one
         elif damage is not None or not isinstance(error, (StepFailed, Unreadable)):
             self._stop(host, damage or error)
         elif host.failed(error):

@@ -22,7 +22,7 @@ from stream.worker.host import Host, Status
 from stream.worker.membership import MembershipSettings, create_app
 from stream.worker.patience import Patience
 from stream.worker.snapshots import SnapshotUnavailable
-from stream.worker.store import RocksStore, StoreMemory
+from stream.worker.store import RocksStore, StoreMemory, StoreStuck
 from stream.worker.uninterrupted import to_its_end
 from topics.journal import tick_block
 
@@ -156,6 +156,29 @@ def test_what_is_checkpointed_and_not_committed_is_committed_by_the_next(tmp_pat
         await worker._checkpoint([host], 1.0)
         assert [offsets[AT][0] for offsets in committed] == [1]
         assert not host.unsettled
+        host.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_store_that_is_stuck_ends_the_process_and_stops_no_partition_for_good(tmp_path):
+    """Where the partition was STOPPED, only an operator could have started it, on a machine that was merely slow."""
+
+    async def scenario() -> None:
+        host = _running(tmp_path / "0")
+        ended: list[BaseException] = []
+        worker = _worker(membership=SimpleNamespace(fail=ended.append, fetcher=SimpleNamespace(stop=lambda _: None)))
+        store = host.store
+        assert store is not None
+
+        def stuck(*_, **__) -> None:
+            raise StoreStuck("no write accepted for 60 s")
+
+        store.write_changes = stuck
+        worker._begin(host)
+        assert await worker._write(host) is None
+        assert [type(error) for error in ended] == [StoreStuck]
+        assert host.status is Status.RUNNING
         host.close()
 
     asyncio.run(scenario())
