@@ -261,7 +261,11 @@ def payment_features(
     out[amounts < 0, 0] = np.nan
     out[:, 1] = minutes % 1440 / 60.0
     out[:, 2] = minutes >= 5 * 1440
-    codes = b"".join([_codes_of(combination) for combination in map(_coded, payments)])
+    combinations = list(map(_coded, payments))
+    try:
+        codes = b"".join(map(_codes_seen.__getitem__, combinations))
+    except KeyError:
+        codes = b"".join(map(_codes_of, combinations))
     out[:, 3:] = np.frombuffer(codes, np.float32).reshape(n, -1) if n else np.nan
     return out
 

@@ -79,7 +79,7 @@ PURE_MODULES: Final = frozenset(
         "__future__", "abc", "array", "base64", "binascii", "bisect", "collections", "contextlib", "copy",
         "dataclasses", "datetime", "decimal", "difflib", "enum", "fractions", "functools", "hashlib", "heapq",
         "ipaddress", "itertools", "json", "math", "operator", "re", "string", "struct", "textwrap", "types",
-        "typing", "unicodedata", "urllib.parse", "zlib", "msgspec", "numba", "numpy", "sortedcontainers",
+        "typing", "unicodedata", "urllib.parse", "zlib", "msgspec", "numba", "numpy",
         "xxhash",
     }
 )  # fmt: skip

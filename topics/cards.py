@@ -67,7 +67,11 @@ _BETWEEN = re.compile(r"[ \-]{1,3}")
 _LONG_RUN = re.compile(r"[0-9]{13,}")
 _ENOUGH = re.compile(r"[0-9](?:[ \-]{0,3}[0-9]){12}")
 
-DIGIT_CLASS: Final = bytes(0x30 if 0x30 <= byte <= 0x39 else 0x20 for byte in range(256))
+HIDING: Final = b"!"
+"""In `DIGIT_CLASS` the class of bytes behind which something else may stand: escapes, and what is not ASCII."""
+DIGIT_CLASS: Final = bytes(
+    0x30 if 0x30 <= byte <= 0x39 else HIDING[0] if byte in b"\\%" or byte >= 0x80 else 0x20 for byte in range(256)
+)
 THIRTEEN_DIGITS: Final = b"0" * DIGITS_MIN
 
 

@@ -56,7 +56,7 @@ SCHEMA: Final[Any] = pa.schema(
 not be read. `model_version`: null while there is none.
 """
 
-decode_answer = msgspec.json.Decoder(Answer).decode
+decode_answers = msgspec.json.Decoder(list[Answer]).decode
 
 
 class AnswerReader(Protocol):
@@ -73,18 +73,13 @@ class Answers:
 
     def read(self, records: Sequence[Record]) -> None:
         """Records of `decisions`, in order."""
-        answers: list[Answer] = []
-        for record in records:
-            if REPEAT in record.headers:
-                self.counts["repeated"] += 1
-                continue
-            answer = decode_answer(record.value or b"")
-            answers.append(answer)
-            if answer.cause is not None:
-                self.causes[answer.cause] += 1
-        refused = sum(answer.cause is not None for answer in answers)
-        self.counts["refused"] += refused
-        self.counts["decided"] += len(answers) - refused
+        values = [record.value or b"" for record in records if REPEAT not in record.headers]
+        self.counts["repeated"] += len(records) - len(values)
+        answers = decode_answers(b"[%b]" % b",".join(values))
+        causes = [answer.cause for answer in answers if answer.cause is not None]
+        self.causes.update(causes)
+        self.counts["refused"] += len(causes)
+        self.counts["decided"] += len(answers) - len(causes)
         for reader in self._readers:
             reader.add(answers)
 

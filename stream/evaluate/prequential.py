@@ -11,9 +11,12 @@ Everything is a function of the records up to there. How a file is cut into batc
 stage applies at once, changes nothing.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from operator import attrgetter
 
-from stream.dataset import TOPIC_OF, Event
+from stream.dataset import TOPIC_OF, Event, EventKind
 from stream.evaluate.settings import INTAKE_PAYMENTS_MAX, PUMP_PAYMENTS, Evaluation
 from stream.replay.local import Local
 from stream.replay.log import LocalLog
@@ -31,6 +34,9 @@ from topics.limits import Limits
 
 BY = "fraud evaluate"
 DRAIN_MAX = 1_000_000  # ticks of one instant; a bound on a loop that ends when nothing is due
+
+_kind = attrgetter("kind")
+_at_ms = attrgetter("at_ms")
 
 Reader = Callable[[str, Sequence[Record]], None]
 """Gets what was appended to a topic, in order, once."""
@@ -56,26 +62,38 @@ class Prequential:
 
     def feed(self, events: Iterable[Event]) -> None:
         """Take records that come after all that were fed before."""
+        for kind, of_kind in groupby(events, _kind):
+            run = list(of_kind)
+            done = 0
+            while done < len(run):
+                done = self._feed_some(kind, run, done)
+
+    def _feed_some(self, kind: EventKind, run: Sequence[Event], start: int) -> int:
+        """Take records of one kind from `start` on, as many as go into a block and before the next tick; the first
+        that was not taken."""
         local = self.local
-        for event in events:
-            at_ms = event.at_ms
-            if self._next_tick_ms is None:
-                self._begin(at_ms)
-            elif at_ms >= self._next_tick_ms and event.kind != "clock":
-                self._tick(at_ms)
-            if at_ms > local.now_ms:
-                local.now_ms = at_ms
-            topic = TOPIC_OF[event.kind]
-            if topic != self._open_topic or self._open >= INTAKE_PAYMENTS_MAX:
-                self._take(topic)
-            self.log.append(topic, 0, event.value, at_ms=local.now_ms)
-            self.taken[event.kind] += 1
-            self._open += 1
-            self._since_pump += 1
-            if event.kind == "clock" and at_ms >= (self._next_tick_ms or 0):
-                self._tick(at_ms)
-            elif self._since_pump >= PUMP_PAYMENTS:
-                self._pump()
+        at_ms = run[start].at_ms
+        if self._next_tick_ms is None:
+            self._next_tick_ms = self._begin(at_ms)
+        elif at_ms >= self._next_tick_ms and kind != "clock":
+            self._tick(at_ms)
+        topic = TOPIC_OF[kind]
+        if topic != self._open_topic or self._open >= INTAKE_PAYMENTS_MAX:
+            self._take(topic)
+        room = 1 if kind == "clock" else min(INTAKE_PAYMENTS_MAX - self._open, PUMP_PAYMENTS - self._since_pump)
+        end = bisect_left(run, self._next_tick_ms, start + 1, min(start + room, len(run)), key=_at_ms)
+        now_ms = local.now_ms
+        times = [event.at_ms if event.at_ms > now_ms else now_ms for event in run[start:end]]
+        self.log.append_all(topic, 0, [event.value for event in run[start:end]], times)
+        local.now_ms = times[-1]
+        self.taken[kind] += end - start
+        self._open += end - start
+        self._since_pump += end - start
+        if kind == "clock" and at_ms >= self._next_tick_ms:
+            self._tick(at_ms)
+        elif self._since_pump >= PUMP_PAYMENTS:
+            self._pump()
+        return end
 
     def finish(self) -> None:
         """Apply what is left. What was fed is answered then, and read."""
@@ -93,11 +111,10 @@ class Prequential:
         assert isinstance(stage, LearnStage)
         return stage
 
-    def _begin(self, at_ms: int) -> None:
-        """What an operator sets before the first payment."""
+    def _begin(self, at_ms: int) -> int:
+        """What an operator sets before the first payment; when the first tick is due."""
         settings, local = self.settings, self.local
         local.now_ms = at_ms
-        self._next_tick_ms = (at_ms // settings.tick_ms + 1) * settings.tick_ms
         maturity = Limits(maturity_ms=settings.maturity_ms)
         rates = Rates(base=settings.base_currency, nano_base_per_minor={})
         for value in (
@@ -107,6 +124,7 @@ class Prequential:
         ):
             self.log.append(CONTROL, 0, value, at_ms=at_ms)
         self._pump()
+        return (at_ms // settings.tick_ms + 1) * settings.tick_ms
 
     def _take(self, topic: str) -> None:
         """Pass on what was gathered of one topic, as one round of its intake."""

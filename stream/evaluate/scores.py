@@ -65,16 +65,15 @@ class Scores:
 
     def add(self, answers: Sequence[Answer]) -> None:
         frauds, accounts = self._frauds, self._accounts
-        for answer in answers:
-            if answer.cause is not None:
-                continue
-            tenant, account = answer.tenant_id or TENANT_DEFAULT, answer.account_id or ""
-            self._event_ms.append(answer.event_time or 0)
-            self._account.append(accounts.setdefault((tenant, account), len(accounts)))
-            self._score.append(UNSCORED if answer.probability is None else answer.probability)
-            self._fraud.append((tenant, account, answer.payment_id or "") in frauds)
-            if answer.versions.model is not None:
-                self.versions.add(answer.versions.model)
+        decided = [answer for answer in answers if answer.cause is None]
+        names = [(answer.tenant_id or TENANT_DEFAULT, answer.account_id or "") for answer in decided]
+        self._event_ms.extend([answer.event_time or 0 for answer in decided])
+        self._account.extend([accounts.setdefault(name, len(accounts)) for name in names])
+        self._score.extend([UNSCORED if answer.probability is None else answer.probability for answer in decided])
+        self._fraud.extend(
+            [(*name, answer.payment_id or "") in frauds for name, answer in zip(names, decided, strict=True)]
+        )
+        self.versions.update([answer.versions.model for answer in decided if answer.versions.model is not None])
 
     def report(self, from_ms: int | None = None, to_ms: int | None = None) -> Report:
         """Figures of payments with from_ms <= event time < to_ms."""

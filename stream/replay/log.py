@@ -36,13 +36,23 @@ class LocalLog:
         records.append(Record(offset, at_ms, key, value, tuple(headers)))
         return offset
 
+    def append_all(self, topic: str, partition: int, values: Sequence[bytes], at_ms: Sequence[int]) -> None:
+        """`append` of each value."""
+        end = self.end(topic, partition)
+        self._records[topic, partition] += [
+            Record(offset, ms, None, value) for offset, (value, ms) in enumerate(zip(values, at_ms, strict=True), end)
+        ]
+
     def send(self, sends: Sequence[Send], at_ms: int) -> None:
         """What a step sent, in order."""
-        for send in sends:
-            at = (send.topic, send.partition)
-            records = self._records[at]
-            offset = self._first[at] + len(records)
-            records.append(Record(offset, at_ms, send.key, send.value, send.headers))
+        to = None
+        records: list[Record] = []
+        first = 0
+        for topic, partition, key, value, headers, _ in sends:
+            if (topic, partition) != to:
+                to = (topic, partition)
+                records, first = self._records[to], self._first[to]
+            records.append(Record(first + len(records), at_ms, key, value, headers))
 
     def read(self, topic: str, partition: int, offset: int, count: int) -> list[Record]:
         """At most `count` records from `offset` on that are still held."""

@@ -10,6 +10,7 @@ Bounds: one entry per sender partition in `origins`, one per destination partiti
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import msgspec
@@ -200,14 +201,15 @@ class PartitionRunner:
         self._crash("step.before_apply")
         out = _Outbox(self)
         run: list[Step] = []
+        foreign = [] if self.internal else self._foreign(fresh)
         for i, record in enumerate(fresh):
-            steps = self._admit(record, blocks[i]) if self.internal else [self._foreign(record)]
+            steps = self._admit(record, blocks[i]) if self.internal else foreign[i : i + 1]
             if record.offset in self.skips:
                 self._apply(run, out)
                 run = []
                 self._apply(steps, out, skip=True)
             else:
-                run.extend(steps)
+                run += steps
             self.next_offset = record.offset + 1
         self._apply(run, out)
         self.steps_applied += len(fresh)
@@ -248,8 +250,9 @@ class PartitionRunner:
             raise Unreadable(self.journal, record.offset, error, first=first) from error
         return block
 
-    def _foreign(self, record: Record) -> Step:
-        return Step(record.offset, 0, record.at_ms, (self.journal.topic_id, self.journal.partition), record)
+    def _foreign(self, records: Sequence[Record]) -> list[Step]:
+        sender = (self.journal.topic_id, self.journal.partition)
+        return [Step(record.offset, 0, record.at_ms, sender, record) for record in records]
 
     def _admit(self, record: Record, block: Block | None) -> list[Step]:
         """The items of a block that have not been applied yet and follow on what was."""
@@ -413,6 +416,22 @@ class _Outbox:
             return
         # `tuple.__new__` takes half of the time of `Send(...)`.
         self._sends.append(_new(Send, (topic, partition, key, value, headers, self._generation)))
+
+    def records(
+        self,
+        steps: Sequence[Step],
+        topic: str,
+        partitions: Sequence[int],
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes],
+        headers: Sequence[list[Header]],
+    ) -> None:
+        runner = self._runner
+        rows = zip(repeat(topic), partitions, keys, values, headers, repeat(self._generation))
+        if steps and steps[0].offset < runner.suppress_below:
+            rows = [row for step, row in zip(steps, rows, strict=False) if step.offset >= runner.suppress_below]
+            runner.suppressed += len(steps) - len(rows)
+        self._sends += [_new(Send, row) for row in rows]
 
     def _close(self, to: tuple[str, int]) -> None:
         items = self._open.pop(to, None)

@@ -15,8 +15,9 @@ payments' own time has passed what they were observed at; at most LABELS_MAX lab
 
 import struct
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from operator import sub
+from typing import NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -27,9 +28,9 @@ from stream.stages import keys
 from stream.stages.answers import SKIPPED, Answerer, clean_traceparent
 from stream.stages.control import Meaning
 from stream.stages.observe import observations
-from stream.stages.stage import Outbox, Step, origin_n
+from stream.stages.stage import Outbox, Step, origin_n, runs_of
 from stream.stages.state import State
-from stream.windows.entity import EntityWindows
+from stream.windows.entity import STORE_KEY, EntityWindows
 from topics.codec import Parsed, parse_label, parse_payment, parse_update
 from topics.journal import (
     LABELS,
@@ -73,7 +74,7 @@ _labels = msgspec.msgpack.Decoder(list[Label])
 _orphans = msgspec.msgpack.Decoder(list[tuple[int, int, bytes]])  # source, observed_at in ms UTC, JSON as it came
 
 EXPIRED_TEXT = "of a time whose payments are forgotten - at `$.event_time`"
-CONTRADICTION_TEXT = "known with other content - at `$.payment_id`"
+CONTRADICTION = Refusal(Cause.CONTRADICTION, "$.payment_id", "known with other content - at `$.payment_id`")
 
 
 class _Globals(Struct, array_like=True):
@@ -97,12 +98,12 @@ class _First(Struct, frozen=True, gc=False):
 
     step: Step
     raw: Raw
-    parsed: Parsed
+    payment: Payment
     pid: bytes
     late: bool
-    partition: int
     base_amount: int
-    label_clock_ms: int
+    account: keys.Entity
+    terminal: keys.Entity  # of a payment without one, its account: by that it is routed
     adopts: bool  # labels or updates are here that wait for it
 
 
@@ -114,15 +115,6 @@ class _Repeated(Struct, frozen=True, gc=False):
     payment: Payment
     pid: bytes
     entry: _Entry
-
-
-class _Refused(Struct, frozen=True, gc=False):
-    """A record that is no payment we can decide."""
-
-    step: Step
-    raw: Raw
-    payment: Payment | None
-    refusal: Refusal
 
 
 def _oversize(raw: Raw, limits: Limits) -> Refusal:
@@ -137,25 +129,6 @@ def _parse_word(source: int, value: bytes, limits: Limits) -> Label | Update | R
         return label if isinstance(label, Refusal) else label.label
     update = parse_update(value, limits)
     return update if isinstance(update, Refusal) else update.update
-
-
-def _is_payment(step: Step) -> bool:
-    item = step.item
-    return type(item) is Raw and item.source == PAYMENTS
-
-
-def _runs(steps: Sequence[Step]) -> Iterator[tuple[bool, Sequence[Step]]]:
-    """Cut into runs of payments (True) and runs of all else; payments of a run are computed at once."""
-    kinds = list(map(_is_payment, steps))
-    start = 0
-    while start < len(steps):
-        kind = kinds[start]
-        try:
-            end = kinds.index(not kind, start)
-        except ValueError:
-            end = len(steps)
-        yield kind, steps[start:end]
-        start = end
 
 
 class AccountStage:
@@ -190,21 +163,17 @@ class AccountStage:
         if self._globals.ledger_to_epoch < 0 <= self._globals.ledger_from_epoch:
             self._globals.ledger_to_epoch = EPOCH_MAX  # a state of before it was kept
         self._watermarks = {(topic, part): ms for topic, part, ms in self._globals.watermarks}
-        self._waiting: list[_First | _Repeated | _Refused] = []
-        self._known_ids: set[bytes] = set()
         self._ledger: dict[bytes, bytes] = {}
 
     # ---- the stage ----
 
     def apply(self, steps: Sequence[Step], out: Outbox) -> None:
-        for of_payments, run in _runs(steps):
-            if of_payments:
-                parsed, pids = self._parse_run(run)
-                for step, found, pid in zip(run, parsed, pids, strict=True):
-                    self._payment(step, found, pid, out)
-                self._flush(out)
+        of_payments = [type(step.item) is Raw and step.item.source == PAYMENTS for step in steps]
+        for payments, start, end in runs_of(of_payments):
+            if payments:
+                self._payments(*self._parsed(steps[start:end], out), out)
             else:
-                for step in run:
+                for step in steps[start:end]:
                     self._other(step, step.item, out)
 
     def skip(self, steps: Sequence[Step], out: Outbox) -> None:
@@ -214,8 +183,11 @@ class AccountStage:
                 self._answers.refuse(step, step.item, step.sender, None, SKIPPED, out)
 
     def settle(self) -> None:
-        for key, value in self.windows.export_dirty():
-            self._state.put(key or keys.ENTITY_STORE_KEY, value)
+        changed = self.windows.export_dirty()
+        began = changed.pop(STORE_KEY, None)
+        if began is not None:
+            self._state.put(keys.ENTITY_STORE_KEY, began)
+        self._state.put_all(keys.TABLE_ENTITY, changed)
         self.windows.evict(self._slots_max)
         self._globals.watermarks = [(*source, ms) for source, ms in sorted(self._watermarks.items())]
         self._state.put(keys.TABLE_GLOBALS, msgspec.msgpack.encode(self._globals))
@@ -237,39 +209,111 @@ class AccountStage:
 
     # ---- payments ----
 
-    def _parse_run(self, run: Sequence[Step]) -> tuple[list[Parsed | Refusal], list[bytes]]:
-        """Each payment of the run or why it is refused, and its hash; the ledger is asked once for all of them."""
-        limits, g = self.meaning.limits, self._globals
-        parsed: list[Parsed | Refusal] = []
-        pids: list[bytes] = []
-        wanted: list[bytes] = []
-        prefixes: dict[int, list[bytes]] = {}
+    def _parsed(self, run: Sequence[Step], out: Outbox) -> tuple[Sequence[Step], list[Parsed]]:
+        """Those that are payments, and their steps; what is none is refused."""
+        limits = self.meaning.limits
+        steps: list[Step] = []
+        payments: list[Parsed] = []
         for step in run:
             raw = step.item
             assert type(raw) is Raw
-            result = _oversize(raw, limits) if raw.oversize is not None else parse_payment(raw.value, limits)
-            parsed.append(result)
-            if type(result) is not Parsed:
-                pids.append(b"")
-                continue
-            payment = result.payment
-            pid = keys.payment_hash(
-                payment.tenant_id, payment.account_id, payment.payment_id, test=payment.mode == "test"
-            )
-            pids.append(pid)
-            epoch = payment.event_time // EPOCH_MS
-            stands_in = prefixes.get(epoch)
-            if stands_in is None:
-                epochs = self._epochs(epoch, self._ledger_from(), g.ledger_to_epoch)
-                stands_in = prefixes[epoch] = [keys.epoch_key(keys.TABLE_LEDGER, e) for e in epochs]
-            for prefix in stands_in:
-                wanted.append(prefix + pid)
-            if g.orphans:
-                wanted.append(keys.TABLE_ORPHAN + pid)
+            parsed = parse_payment(raw.value, limits) if raw.oversize is None else _oversize(raw, limits)
+            if type(parsed) is Parsed:
+                steps.append(step)
+                payments.append(parsed)
+            else:
+                assert type(parsed) is Refusal
+                self._refuse(step, None, parsed, out)
+        return steps, payments
+
+    def _refuse(self, step: Step, payment: Payment | None, refusal: Refusal, out: Outbox) -> None:
+        assert type(step.item) is Raw
+        self._count_refusal("", refusal)
+        self._answers.refuse(step, step.item, step.sender, payment, refusal, out)
+
+    def _payments(self, steps: Sequence[Step], parsed: Sequence[Parsed], out: Outbox) -> None:
+        """Which are first, which come again, which are refused. In one piece: calls are most of its cost."""
+        if not steps:
+            return
+        g, limits, state = self._globals, self.meaning.limits, self._state
+        payments = [found.payment for found in parsed]
+        pids = keys.payment_hashes(payments)
+        tenants = [p.tenant_id for p in payments]
+        accounts = keys.entities_of(tenants, [p.account_id for p in payments], self._partitions)
+        terminals = keys.entities_of(
+            tenants, [p.terminal_id or p.account_id for p in payments], self._terminal_partitions
+        )
+        known = self._known_ids(payments, pids)
+        prints = keys.fingerprints([found.fingerprint_source for found in parsed])
+        raws = cast("list[Raw]", [step.item for step in steps])
+        timely = self._surely_timely(raws, payments, accounts)
+        watermarks, lateness_ms = self._watermarks, limits.lateness_ms
+        waiting: list[_First | _Repeated] = []
+        entries: dict[bytes, bytes] = {}
+        epoch, prefix = -1, b""
+        for step, raw, payment, pid, print_, account, terminal, base_amount in zip(
+            steps, raws, payments, pids, prints, accounts, terminals, self.meaning.base_amounts(payments), strict=True
+        ):
+            event_ms, test = payment.event_time, payment.mode == "test"
+            if not timely:
+                refusal = self._untimely(step, raw, payment, account)
+                if refusal is not None:
+                    self._refuse(step, payment, refusal, out)
+                    continue
+            adopts = False
+            if pid in known:
+                entry = self._known(pid, event_ms // EPOCH_MS)
+                if entry is not None and entry.fingerprint != print_:
+                    self._refuse(step, payment, CONTRADICTION, out)
+                    continue
+                if entry is not None:
+                    waiting.append(_Repeated(step, raw, payment, pid, entry))
+                    continue
+                adopts = keys.TABLE_ORPHAN + pid in self._ledger
+            late = False
+            if not test:
+                watermark = watermarks.get(step.sender)
+                if watermark is None or event_ms > watermark:
+                    watermarks[step.sender] = event_ms
+                else:
+                    late = event_ms < watermark - lateness_ms
+            if event_ms // EPOCH_MS != epoch:
+                epoch = event_ms // EPOCH_MS
+                prefix = keys.epoch_key(keys.TABLE_LEDGER, epoch)
+                g.ledger_from_epoch = epoch if g.ledger_from_epoch < 0 else min(g.ledger_from_epoch, epoch)
+                g.ledger_to_epoch = max(g.ledger_to_epoch, epoch)
+            key = prefix + pid
+            entries[key] = packed = _ENTRY.pack(print_, event_ms, raw.at_ms, terminal.partition, test)
+            if pid in known:
+                self._ledger[key] = packed
+            waiting.append(_First(step, raw, payment, pid, late, base_amount, account, terminal, adopts))
+            if adopts:
+                self._flush(waiting, out)  # its labels must be in the window before the account's next payment is
+                waiting = []
+        state.put_all(keys.TABLE_LEDGER, entries)
+        self._flush(waiting, out)
+        self.counts["unknown_fields"] += sum([found.unknown_fields for found in parsed])
+
+    def _known_ids(self, payments: Sequence[Payment], pids: Sequence[bytes]) -> set[bytes]:
+        """Ids that stand in the ledger, or twice in this run, or that labels wait for. The ledger is asked once."""
+        epochs = [payment.event_time // EPOCH_MS for payment in payments]
+        prefixes = {epoch: self._prefixes(epoch) for epoch in set(epochs)}
+        wanted = [prefix + pid for epoch, pid in zip(epochs, pids, strict=True) for prefix in prefixes[epoch]]
         found = self._state.get_many(wanted) if wanted else []
-        self._ledger = {key: value for key, value in zip(wanted, found, strict=True) if value is not None}
-        self._known_ids = {key[-keys.PID_BYTES :] for key in self._ledger}
-        return parsed, pids
+        self._ledger = {}
+        if found.count(None) < len(found):
+            self._ledger = {key: value for key, value in zip(wanted, found, strict=True) if value is not None}
+        known = {key[-keys.PID_BYTES :] for key in self._ledger}
+        if len(set(pids)) < len(pids):
+            known.update(pid for pid, times in Counter(pids).items() if times > 1)
+        return known
+
+    def _prefixes(self, epoch: int) -> list[bytes]:
+        """Of the keys under which a payment of this epoch, or what waits for it, may stand."""
+        g = self._globals
+        epochs = self._epochs(epoch, self._ledger_from(), g.ledger_to_epoch)
+        ledger = [keys.epoch_key(keys.TABLE_LEDGER, e) for e in epochs]
+        return [*ledger, keys.TABLE_ORPHAN] if g.orphans else ledger
 
     def _epochs(self, epoch: int, first: int, last: int) -> range:
         """The ledger's epochs in which an equal payment id may stand: the horizon to both sides, within first..last."""
@@ -280,53 +324,21 @@ class AccountStage:
         """The first epoch that may hold a payment which is not forgotten."""
         return max(self._globals.ledger_from_epoch, self._globals.expired_epoch)
 
-    def _payment(self, step: Step, parsed: Parsed | Refusal, pid: bytes, out: Outbox) -> None:
-        raw = step.item
-        assert type(raw) is Raw
-        if type(parsed) is Refusal:
-            self._waiting.append(_Refused(step, raw, None, parsed))
-            return
-        assert type(parsed) is Parsed
-        payment = parsed.payment
-        refusal = self._untimely(step, raw, payment)
-        if refusal is not None:
-            self._waiting.append(_Refused(step, raw, payment, refusal))
-            return
-        print_ = keys.fingerprint(parsed.fingerprint_source)
-        event_ms = payment.event_time
-        epoch = event_ms // EPOCH_MS
-        adopts = False
-        if pid in self._known_ids:
-            entry = self._known(pid, epoch)
-            if entry is not None:
-                if entry.fingerprint != print_:
-                    refusal = Refusal(Cause.CONTRADICTION, "$.payment_id", CONTRADICTION_TEXT)
-                    self._waiting.append(_Refused(step, raw, payment, refusal))
-                else:
-                    self._waiting.append(_Repeated(step, raw, payment, pid, entry))
-                return
-            adopts = keys.TABLE_ORPHAN + pid in self._ledger
-        late = self._pass_watermark(step, payment)
-        partition = keys.partition_of(
-            payment.tenant_id, payment.terminal_id or payment.account_id, self._terminal_partitions
-        )
-        g = self._globals
-        if not g.ledger_from_epoch <= epoch <= g.ledger_to_epoch or g.ledger_from_epoch < 0:
-            g.ledger_from_epoch = epoch if g.ledger_from_epoch < 0 else min(g.ledger_from_epoch, epoch)
-            g.ledger_to_epoch = max(g.ledger_to_epoch, epoch)
-        key = keys.epoch_key(keys.TABLE_LEDGER, epoch, pid)
-        packed = _ENTRY.pack(print_, event_ms, raw.at_ms, partition, payment.mode == "test")
-        self._state.put(key, packed)
-        self._ledger[key] = packed
-        self._known_ids.add(pid)
-        base_amount = self.meaning.base_amount(payment)
-        self._waiting.append(_First(step, raw, parsed, pid, late, partition, base_amount, g.label_clock_ms, adopts))
-        if adopts:
-            self._flush(out)  # its labels must be in the window before the account's next payment is
-
-    def _untimely(self, step: Step, raw: Raw, payment: Payment) -> Refusal | None:
+    def _surely_timely(self, raws: Sequence[Raw], payments: Sequence[Payment], accounts: Sequence[keys.Entity]) -> bool:
+        """Whether `_untimely` would refuse none of them; False: they must be looked at one by one."""
         limits = self.meaning.limits
-        if keys.partition_of(payment.tenant_id, payment.account_id, self._partitions) != self._partition:
+        events = [payment.event_time for payment in payments]
+        oldest, newest = min(events), max([*events, *self._watermarks.values()])
+        return (
+            oldest // EPOCH_MS >= self._globals.expired_epoch
+            and oldest >= newest - limits.dedupe_horizon_ms
+            and {account.partition for account in accounts} == {self._partition}
+            and max(map(sub, events, [raw.at_ms for raw in raws])) <= limits.skew_ms
+        )
+
+    def _untimely(self, step: Step, raw: Raw, payment: Payment, account: keys.Entity) -> Refusal | None:
+        limits = self.meaning.limits
+        if account.partition != self._partition:
             return Refusal(Cause.ACCOUNT_MISMATCH, "$.account_id", "not the account by which the record was routed")
         if payment.event_time > raw.at_ms + limits.skew_ms:
             ahead_s = (payment.event_time - raw.at_ms) // 1000
@@ -347,16 +359,6 @@ class AccountStage:
     def _lowest_watermark(self) -> int:
         return min(self._watermarks.values(), default=0)
 
-    def _pass_watermark(self, step: Step, payment: Payment) -> bool:
-        """Whether the payment is late; moves its partition's watermark on."""
-        if payment.mode == "test":
-            return False
-        watermark = self._watermarks.get(step.sender)
-        if watermark is None or payment.event_time > watermark:
-            self._watermarks[step.sender] = payment.event_time
-            return False
-        return payment.event_time < watermark - self.meaning.limits.lateness_ms
-
     def _known(self, pid: bytes, epoch: int) -> _Entry | None:
         """What the ledger holds of this id, entries of this very run included."""
         g = self._globals
@@ -366,34 +368,45 @@ class AccountStage:
                 return _Entry(*_ENTRY.unpack(packed))
         return None
 
-    def _flush(self, out: Outbox) -> None:
+    def _flush(self, waiting: Sequence[_First | _Repeated], out: Outbox) -> None:
         """Compute the features of the waiting payments at once, then emit in the order of arrival."""
-        waiting, self._waiting = self._waiting, []
         firsts = [w for w in waiting if type(w) is _First]
         blocks = iter(self._observe(firsts) if firsts else ())
         for w in waiting:
-            if type(w) is _First:
-                self._emit_first(w, next(blocks), out)
-            elif type(w) is _Repeated:
+            if type(w) is _Repeated:
                 self._emit_repeat(w, out)
-            elif type(w) is _Refused:
-                self._count_refusal("", w.refusal)
-                self._answers.refuse(w.step, w.raw, w.step.sender, w.payment, w.refusal, out)
+                continue
+            assert type(w) is _First
+            step, raw = w.step, w.raw
+            placed = Placed(
+                step.offset,
+                origin_n(step, 0),
+                raw.at_ms,
+                *step.sender,
+                raw.offset,
+                w.pid,
+                w.late,
+                w.base_amount,
+                w.payment,
+                [next(blocks)],
+                None if raw.traceparent is None else clean_traceparent(raw.traceparent),
+            )
+            out.journal(step, TERMINAL_JOURNAL, w.terminal.partition, placed)
+            if w.adopts:
+                self._adopt(w, out)
         self.counts["first"] += len(firsts)
-        self.counts["unknown_fields"] += sum([w.parsed.unknown_fields for w in firsts])
         self.counts["late"] += sum([w.late for w in firsts])
 
     def _observe(self, firsts: Sequence[_First]) -> list[bytes]:
         """One block of float32 features per payment, in order."""
-        payments = [w.parsed.payment for w in firsts]
-        entity_keys = [keys.entity_key(p.tenant_id, p.account_id) for p in payments]
-        slots = self.windows.slots(entity_keys, self._load)
+        payments = [w.payment for w in firsts]
+        slots = self.windows.slots([w.account.key for w in firsts], self._load)
         rows = observations(
             payments,
             amounts=[w.base_amount for w in firsts],
-            others=[keys.other64(p.tenant_id, p.terminal_id) for p in payments],
+            others=[0 if w.payment.terminal_id is None else w.terminal.number for w in firsts],
             payments64=keys.pids64([w.pid for w in firsts]),
-            label_clocks=[w.label_clock_ms for w in firsts],
+            label_clocks=np.full(len(firsts), self._globals.label_clock_ms, np.int64),
             minutes=local_minutes(payments),
         )
         matrix = self.windows.observe(slots, rows, maturity_ms=self.meaning.limits.maturity_ms)
@@ -403,27 +416,6 @@ class AccountStage:
 
     def _load(self, wanted: list[bytes]) -> list[bytes | None]:
         return self._state.get_many([key or keys.ENTITY_STORE_KEY for key in wanted])
-
-    def _emit_first(self, w: _First, block: bytes, out: Outbox) -> None:
-        step, raw = w.step, w.raw
-        topic_id, partition = step.sender
-        placed = Placed(
-            step.offset,
-            origin_n(step, 0),
-            raw.at_ms,
-            topic_id,
-            partition,
-            raw.offset,
-            w.pid,
-            w.late,
-            w.base_amount,
-            w.parsed.payment,
-            [block],
-            None if raw.traceparent is None else clean_traceparent(raw.traceparent),
-        )
-        out.journal(step, TERMINAL_JOURNAL, w.partition, placed)
-        if w.adopts:
-            self._adopt(w, out)
 
     def _emit_repeat(self, w: _Repeated, out: Outbox) -> None:
         step, raw, payment = w.step, w.raw, w.payment
@@ -593,8 +585,7 @@ class AccountStage:
         kept = self._state.get(key)
         if kept is None:
             return
-        payment = w.parsed.payment
-        entry = _Entry(b"", payment.event_time, w.raw.at_ms, w.partition, False)
+        entry = _Entry(b"", w.payment.event_time, w.raw.at_ms, w.terminal.partition, False)
         words = _orphans.decode(kept)
         j = 1
         for source, _, value in words:

@@ -5,6 +5,7 @@ answer) stands in the headers.
 """
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 import msgspec
@@ -12,7 +13,7 @@ from msgspec import Struct
 
 from stream.features import FEATURES_VERSION
 from stream.stages.control import Meaning
-from stream.stages.keys import partition_of, partition_of_origin
+from stream.stages.keys import Entity, entity_of, partition_of_origin
 from stream.stages.stage import Header, Outbox, Step, origin_n
 from topics.cards import any_card_number
 from topics.dead_letter import dead_letter_headers, dead_letter_of
@@ -110,17 +111,24 @@ class Answerer:
             key = None
             partition = partition_of_origin(delivery.topic_id, delivery.partition, delivery.offset, n)
         else:
-            key, partition = account_id.encode(), partition_of(tenant_id, account_id, n)
+            account = entity_of(tenant_id, account_id, n)
+            key, partition = account.text, account.partition
         out.record(step, DECISIONS, partition, key, value, answer_headers(delivery, repeat=repeat))
 
-    def send_decided(self, step: Step, item: Placed, value: bytes, details: bytes | None, out: Outbox) -> None:
-        """The first answer to a payment that was decided; and its details, on the same partition."""
-        account_id = item.payment.account_id
-        key = account_id.encode()
-        partition = partition_of(item.payment.tenant_id, account_id, self._decision_partitions)
-        out.record(step, DECISIONS, partition, key, value, answer_headers(delivery_of(item), repeat=False))
+    def send_decided(
+        self,
+        steps: Sequence[Step],
+        placed: Sequence[Placed],
+        accounts: Sequence[Entity],
+        values: Sequence[bytes],
+        details: Sequence[bytes] | None,
+        out: Outbox,
+    ) -> None:
+        """The first answers to payments that were decided; and their details, on the same partitions."""
+        partitions, texts = [account.partition for account in accounts], [account.text for account in accounts]
+        out.records(steps, DECISIONS, partitions, texts, values, list(map(_first_headers, placed)))
         if details is not None:
-            out.record(step, DETAILS, partition, key, details, [])
+            out.records(steps, DETAILS, partitions, texts, details, [[] for _ in details])
 
     def bury(self, step: Step, raw: Raw, sender: tuple[bytes, int], topic: str, refusal: Refusal, out: Outbox) -> None:
         """Keep a record that was refused: where it stood, why, and a masked excerpt."""
@@ -191,15 +199,20 @@ def answer_headers(delivery: Delivery, *, repeat: bool) -> list[Header]:
 
     `ce_*`: CloudEvents in binary mode; `ce_id` is the origin, so equal for every delivery of one answer.
     """
-    origin = b"%b%d" % (_origin_prefix(delivery.topic_id, delivery.partition), delivery.offset)
-    headers: list[Header] = [
-        _REPEAT if repeat else _FIRST,
-        ("origin", origin),
-        _SPECVERSION,
-        ("ce_id", origin),
-        _TYPE,
-        _SOURCE,
-    ]
+    headers = _headers(delivery.topic_id, delivery.partition, delivery.offset, _REPEAT if repeat else _FIRST)
     if delivery.traceparent is not None:
         headers.append(("traceparent", delivery.traceparent.encode()))
     return headers
+
+
+def _first_headers(item: Placed) -> list[Header]:
+    """`answer_headers` of the first delivery of a decided payment's answer."""
+    headers = _headers(item.topic, item.partition, item.position, _FIRST)
+    if item.traceparent is not None:
+        headers.append(("traceparent", item.traceparent.encode()))
+    return headers
+
+
+def _headers(topic_id: bytes, partition: int, offset: int, answer: Header) -> list[Header]:
+    origin = b"%b%d" % (_origin_prefix(topic_id, partition), offset)
+    return [answer, ("origin", origin), _SPECVERSION, ("ce_id", origin), _TYPE, _SOURCE]

@@ -61,9 +61,19 @@ class Decided(NamedTuple):
     verdict: list[int]
     mode: str
 
-    def declines(self, i: int) -> bool:
-        """Whether payment i is answered `decline` in earnest."""
-        return self.verdict[i] == DECLINE and self.mode == "enforce"
+    @property
+    def declines(self) -> list[bool]:
+        """Which payments are answered `decline` in earnest."""
+        earnest = self.mode == "enforce"
+        return [earnest and code == DECLINE for code in self.verdict]
+
+
+class Answers(NamedTuple):
+    """`values`: decisions, in order. `contributions`: by payment of the run, where it was not approved; None: the model
+    had no say."""
+
+    values: list[bytes]
+    contributions: dict[int, list[float] | None]
 
 
 class Decider:
@@ -145,13 +155,13 @@ class Decider:
         payments: Sequence[Payment],
         accounts: NDArray[np.float32],
         terminals: NDArray[np.float32],
-        amounts: Sequence[int],
+        amounts: NDArray[np.int64],
         minutes: NDArray[np.int32],
     ) -> Decided:
         """`accounts`, `terminals`: float32 (n, ENTITY_FEATURES); `amounts`: base currency, -1 absent; `minutes`: of
         the local week."""
         n = len(payments)
-        own = self._payment_features(payments, np.array(amounts, np.int64), minutes)
+        own = self._payment_features(payments, amounts, minutes)
         full = whole_rows(accounts, terminals, own)
         seen = model_rows(full)
         hits, near = self.rules.evaluate(full)
@@ -181,47 +191,60 @@ class Decider:
             return None
         return self.model.contributions(np.frombuffer(decided.rows[i], np.float32)).tolist()
 
-    def answer(
-        self, step: Step, item: Placed, decided: Decided, i: int, *, details: bool = True
-    ) -> tuple[bytes, bytes | None]:
-        """Decision and, if asked for, details: the same bytes in every delivery."""
-        payment = item.payment
-        code = decided.verdict[i]
-        hits, near = decided.hits[i], decided.near[i]
-        contributions = self._contributions(decided, i) if code else None
-        reasons = list(reason_codes(hits, self.rules, contributions, MODEL_REASONS)) if code else []
-        decision = _encode(
-            Decision(
-                outcome=self._outcomes[code],
-                verdict=VERDICTS[code],
-                origin=Origin("payments", item.partition, item.position),
-                versions=self._versions,
-                position=Position(self._partition, step.offset, origin_n(step, 0)),
-                tenant_id=payment.tenant_id,
-                payment_id=payment.payment_id,
-                account_id=payment.account_id,
-                mode=payment.mode,
-                policy_mode=self.policy.mode,
-                probability=decided.probability[i],
-                reasons=reasons,
-                event_time=payment.event_time,
-                respond_by=payment.respond_by,
+    def answers(self, steps: Sequence[Step], placed: Sequence[Placed], decided: Decided, at: Sequence[int]) -> Answers:
+        """What is said of the payments `at` of a run: the same bytes in every delivery. `steps`, `placed`: the whole
+        run."""
+        contributions = {i: self._contributions(decided, i) for i in at if decided.verdict[i]}
+        reasons = {
+            i: list(reason_codes(decided.hits[i], self.rules, added, MODEL_REASONS))
+            for i, added in contributions.items()
+        }
+        partition, policy_mode, versions = self._partition, self.policy.mode, self._versions
+        outcomes = self._outcomes
+        values: list[bytes] = []
+        for i in at:
+            step, item, code = steps[i], placed[i], decided.verdict[i]
+            payment = item.payment
+            values.append(
+                _encode(
+                    Decision(
+                        outcome=outcomes[code],
+                        verdict=VERDICTS[code],
+                        origin=Origin("payments", item.partition, item.position),
+                        versions=versions,
+                        position=Position(partition, step.offset, origin_n(step, 0)),
+                        tenant_id=payment.tenant_id,
+                        payment_id=payment.payment_id,
+                        account_id=payment.account_id,
+                        mode=payment.mode,
+                        policy_mode=policy_mode,
+                        probability=decided.probability[i],
+                        reasons=reasons[i] if code else [],
+                        event_time=payment.event_time,
+                        respond_by=payment.respond_by,
+                    )
+                )
             )
-        )
-        if not details:
-            return decision, None
-        described = DecisionDetails(
-            decision=cast(Decision, msgspec.Raw(decision)),  # as it is: not encoded again
-            feature_set=FEATURES_VERSION,
-            features=decided.rows[i],
-            logit=decided.logit[i],
-            contributions=contributions or [],
-            limits=self._limits,
-            hits=self._described(hits, decided.full[i]) if hits else [],
-            near_hits=self._described(near, decided.full[i]) if near else [],
-            late=item.late,
-        )
-        return decision, _encode(described)
+        return Answers(values, contributions)
+
+    def details(self, placed: Sequence[Placed], decided: Decided, at: Sequence[int], answers: Answers) -> list[bytes]:
+        """Why: of each of the answers to the payments `at`, for those who tune and those who audit."""
+        return [
+            _encode(
+                DecisionDetails(
+                    decision=cast(Decision, msgspec.Raw(decision)),  # as it is: not encoded again
+                    feature_set=FEATURES_VERSION,
+                    features=decided.rows[i],
+                    logit=decided.logit[i],
+                    contributions=answers.contributions.get(i) or [],
+                    limits=self._limits,
+                    hits=self._described(decided.hits[i], decided.full[i]) if decided.hits[i] else [],
+                    near_hits=self._described(decided.near[i], decided.full[i]) if decided.near[i] else [],
+                    late=placed[i].late,
+                )
+            )
+            for i, decision in zip(at, answers.values, strict=True)
+        ]
 
     def _described(self, mask: int, row: NDArray[np.float32]) -> list[RuleHit]:
         return [RuleHit(hit.code, hit.feature, hit.value, hit.limit) for hit in self.rules.describe(mask, row)]

@@ -4,15 +4,18 @@ They are part of the contract between journals and state: changing one is a new 
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from topics.payment import Payment
+
 PID_BYTES = 16
-CACHED_MAX = 100_000  # an entity comes again soon, and its hashes with it; about 200 bytes each
+_TEST = "\0test"
+CACHED_MAX = 400_000  # an entity comes again soon, and its hashes with it; about 500 bytes each
 
 TABLE_GLOBALS = b"G"
 TABLE_LEDGER = b"L"
@@ -28,7 +31,6 @@ TABLE_MARKER = b"M"
 ENTITY_STORE_KEY = b"e"
 
 
-@lru_cache(maxsize=CACHED_MAX)
 def partition_of(tenant_id: str, entity_id: str, partitions: int) -> int:
     """The partition of an entity, by our own partitioner: what a producer's client chose does not matter.
 
@@ -43,18 +45,81 @@ def partition_of_origin(topic_id: bytes, partition: int, offset: int, partitions
     return xxhash.xxh3_64_intdigest(b"%b%d:%d" % (topic_id, partition, offset)) % partitions
 
 
+class Entity(NamedTuple):
+    """What stages need of an account or a terminal: see `partition_of`, `entity_key`, `other64`. `text`: its id."""
+
+    partition: int
+    key: bytes
+    number: int
+    text: bytes
+
+
+class _Entities:
+    """What was asked for, by tenant and number of partitions; all is forgotten when there is too much of it."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], dict[str, Entity]] = {}
+        self._count = 0
+
+    def of(self, tenant_id: str, partitions: int) -> dict[str, Entity]:
+        known = self._known.get((tenant_id, partitions))
+        if known is None:
+            known = self._known[tenant_id, partitions] = {}
+            self._count += 1
+        return known
+
+    def make(self, tenant_id: str, entity_id: str, partitions: int) -> Entity:
+        if self._count >= CACHED_MAX:
+            self._known.clear()
+            self._count = 0
+        self._count += 1
+        entity = self.of(tenant_id, partitions)[entity_id] = Entity(
+            partition_of(tenant_id, entity_id, partitions),
+            entity_key(tenant_id, entity_id),
+            other64(tenant_id, entity_id),
+            entity_id.encode(),
+        )
+        return entity
+
+
+_entities = _Entities()
+
+
+def entities_of(tenants: Sequence[str], ids: Sequence[str], partitions: int) -> list[Entity]:
+    """Of each (tenant, id). Most runs have one tenant."""
+    if len(set(tenants)) == 1:
+        known = _entities.of(tenants[0], partitions)
+        try:
+            return list(map(known.__getitem__, ids))
+        except KeyError:
+            pass
+    return [entity_of(tenant, one, partitions) for tenant, one in zip(tenants, ids, strict=True)]
+
+
+def entity_of(tenant_id: str, entity_id: str, partitions: int) -> Entity:
+    return _entities.of(tenant_id, partitions).get(entity_id) or _entities.make(tenant_id, entity_id, partitions)
+
+
 def payment_hash(tenant_id: str, account_id: str, payment_id: str, test: bool = False) -> bytes:
     """128 bits that stand for (tenant, account, payment id). Payments of mode `test` have ids of their own.
 
     Keyed by a sender's strings, so a cryptographic hash: nobody shall craft two payments that collide.
     """
-    text = f"{tenant_id}\0{account_id}\0{payment_id}\0test" if test else f"{tenant_id}\0{account_id}\0{payment_id}"
+    text = f"{tenant_id}\0{account_id}\0{payment_id}{_TEST if test else ''}"
     return blake2b(text.encode(), digest_size=PID_BYTES).digest()
 
 
-def fingerprint(business_content: bytes) -> bytes:
-    """128 bits that stand for a payment's business content."""
-    return blake2b(business_content, digest_size=16).digest()
+def payment_hashes(payments: Sequence[Payment]) -> list[bytes]:
+    """`payment_hash` of each."""
+    texts = [
+        f"{p.tenant_id}\0{p.account_id}\0{p.payment_id}{_TEST if p.mode == 'test' else ''}".encode() for p in payments
+    ]
+    return [blake2b(text, digest_size=PID_BYTES).digest() for text in texts]
+
+
+def fingerprints(business_contents: Sequence[bytes]) -> list[bytes]:
+    """128 bits each, that stand for a payment's business content."""
+    return [blake2b(content, digest_size=16).digest() for content in business_contents]
 
 
 def pid64(pid: bytes) -> int:
@@ -71,13 +136,11 @@ def pids64(pids: Sequence[bytes]) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(pids), "<u8")[::2].astype(np.uint64)
 
 
-@lru_cache(maxsize=CACHED_MAX)
-def other64(tenant_id: str, entity_id: str | None) -> int:
-    """The other entity of a payment inside a window's ring; 0: there is none."""
-    return 0 if entity_id is None else xxhash.xxh3_64_intdigest(f"{tenant_id}\0{entity_id}".encode()) or 1
+def other64(tenant_id: str, entity_id: str) -> int:
+    """An entity inside another's ring; 0 would be none."""
+    return xxhash.xxh3_64_intdigest(f"{tenant_id}\0{entity_id}".encode()) or 1
 
 
-@lru_cache(maxsize=CACHED_MAX)
 def entity_key(tenant_id: str, entity_id: str) -> bytes:
     return b"E%b\0%b" % (tenant_id.encode(), entity_id.encode())
 
@@ -85,6 +148,12 @@ def entity_key(tenant_id: str, entity_id: str) -> bytes:
 def time_key(table: bytes, at_ms: int, pid: bytes = b"") -> bytes:
     """`table`, big-endian milliseconds, payment: in order of time."""
     return table + (at_ms if at_ms > 0 else 0).to_bytes(8, "big") + pid
+
+
+def time_keys(table: bytes, at_ms: Sequence[int], pids: Sequence[bytes]) -> list[bytes]:
+    """`time_key` of each."""
+    times = np.maximum(np.array(at_ms, np.int64), 0).astype(">i8").tobytes()
+    return [table + times[i : i + 8] + pid for i, pid in zip(range(0, len(times), 8), pids, strict=True)]
 
 
 def epoch_key(table: bytes, epoch: int, pid: bytes = b"") -> bytes:

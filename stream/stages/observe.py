@@ -22,11 +22,6 @@ _longitude = attrgetter("longitude")
 _mcc = attrgetter("mcc")
 
 
-def counts(payment: Payment) -> bool:
-    """Whether a payment takes a place in windows: a test and money that goes back do not."""
-    return payment.mode != "test" and payment.operation not in NOT_COUNTED
-
-
 def observations(
     payments: Sequence[Payment],
     *,
@@ -52,7 +47,7 @@ def observations(
         latitude=_singles(list(map(_latitude, payments))),
         longitude=_singles(list(map(_longitude, payments))),
         label_clock=np.array(label_clocks, np.int64),
-        counts=np.array([counts(p) for p in payments], np.bool_),
+        counts=np.array([p.mode != "test" and p.operation not in NOT_COUNTED for p in payments], np.bool_),
         payer_ratio=payer_ratio,
     )
 

@@ -14,6 +14,7 @@ told from them by the date.
 """
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -66,14 +67,22 @@ def pack(row: Row) -> bytes:
     return head + row.entity + row.features + tail
 
 
-def pack_new(flags: int, entity: bytes, features: bytes) -> bytes:
-    """The row of a payment of which nothing is known yet."""
-    return _HEAD.pack(flags, TAUGHT_NOTHING, TAUGHT_NOTHING, 0, len(entity), len(features)) + entity + features
+def pack_new(flags: Sequence[int], entities: Sequence[bytes], features: Sequence[bytes]) -> list[bytes]:
+    """Rows of payments of which nothing is known yet."""
+    pack = _HEAD.pack
+    return [
+        pack(flag, TAUGHT_NOTHING, TAUGHT_NOTHING, 0, len(entity), len(row)) + entity + row
+        for flag, entity, row in zip(flags, entities, features, strict=True)
+    ]
 
 
-def is_passed_over(value: bytes, pid: bytes) -> bool:
-    """Whether this row teaches nothing when its time comes: no label spoke, and its silence is not in the sample."""
-    return value[1] == TAUGHT_NOTHING and not value[0] & NOTABLE and not keep_legitimate(keys.pid64(pid))
+def teaching(rows: Sequence[tuple[bytes, bytes]]) -> list[int]:
+    """Which of these (key, value) teach when their time comes: a label spoke, or the silence is in the sample."""
+    return [
+        i
+        for i, (key, value) in enumerate(rows)
+        if value[1] != TAUGHT_NOTHING or value[0] & NOTABLE or keep_legitimate(keys.pid64(key[9:]))
+    ]
 
 
 def unpack(value: bytes) -> Row:

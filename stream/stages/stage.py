@@ -5,7 +5,7 @@ through, in order, and hands what they cause to an `Outbox`, in order. However a
 `apply`, the outputs and the state after it are the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct
@@ -47,6 +47,23 @@ class Step(Struct, frozen=True, gc=False):
     item: Item | Record
 
 
+def runs_of(kinds: Sequence[bool]) -> Iterator[tuple[bool, int, int]]:
+    """Cut into runs of one kind each: (kind, start, end).
+
+    >>> list(runs_of([True, True, False]))
+    [(True, 0, 2), (False, 2, 3)]
+    """
+    start = 0
+    while start < len(kinds):
+        kind = kinds[start]
+        try:
+            end = kinds.index(not kind, start)
+        except ValueError:
+            end = len(kinds)
+        yield kind, start, end
+        start = end
+
+
 class Outbox(Protocol):
     """Where a stage's outputs go. `step` names the cause; outputs of one step come in order of emission."""
 
@@ -58,6 +75,18 @@ class Outbox(Protocol):
         self, step: Step, topic: str, partition: int, key: bytes | None, value: bytes, headers: list[Header]
     ) -> None:
         """To a topic that is not a journal: decisions, details, dead letters, control."""
+        ...
+
+    def records(
+        self,
+        steps: Sequence[Step],
+        topic: str,
+        partitions: Sequence[int],
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes],
+        headers: Sequence[list[Header]],
+    ) -> None:
+        """`record` of each row. Lists of one length; steps in their order."""
         ...
 
 

@@ -8,12 +8,9 @@ Keys start with one byte that names their table, so one store holds a stage's ta
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from heapq import merge
-from itertools import islice
-from typing import NamedTuple, Protocol
-
-from sortedcontainers import SortedList
+from typing import NamedTuple, Protocol, cast
 
 HIGHEST = b"\xff" * 64
 
@@ -35,40 +32,73 @@ class Changes(NamedTuple):
     writes: dict[bytes, bytes | None]
 
 
+class _Ordered:
+    """The keys of one table in order. What is added is put in its place when it is next asked for: what came at the
+    high end meanwhile costs next to nothing."""
+
+    def __init__(self, keys: Iterable[bytes] = ()) -> None:
+        self._keys = sorted(keys)
+        self.fresh: list[bytes] = []
+
+    def _all(self) -> list[bytes]:
+        keys, fresh = self._keys, self.fresh
+        if fresh:
+            at = bisect_left(keys, min(fresh))
+            keys[at:] = sorted(keys[at:] + fresh)
+            fresh.clear()
+        return keys
+
+    def between(self, low: bytes, high: bytes, limit: int | None = None) -> list[bytes]:
+        """Keys with low <= key < high, ascending, at most `limit` of them."""
+        keys = self._all()
+        first, last = bisect_left(keys, low), bisect_left(keys, high)
+        return keys[first : last if limit is None else min(last, first + limit)]
+
+    def remove_between(self, low: bytes, high: bytes) -> None:
+        keys = self._all()
+        del keys[bisect_left(keys, low) : bisect_left(keys, high)]
+
+    def remove(self, key: bytes) -> None:
+        """A key that is held."""
+        keys = self._all()
+        del keys[bisect_left(keys, key)]
+
+
 class MemoryStore:
     """A store in memory, for tests, simulation and off-line runs.
 
     A table's keys are put in order when it is first scanned or dropped from, and kept so from there on: most tables
-    never are, and order costs several times what a dict does.
+    never are.
     """
 
     def __init__(self) -> None:
         self._pairs: dict[bytes, bytes] = {}
-        self._ordered: dict[int, SortedList] = {}
+        self._ordered: dict[int, _Ordered] = {}
 
     def get_many(self, keys: Sequence[bytes], /) -> list[bytes | None]:
         return list(map(self._pairs.get, keys))
 
     def scan(self, low: bytes, high: bytes, limit: int, /) -> list[tuple[bytes, bytes]]:
         pairs = self._pairs
-        return [(key, pairs[key]) for key in islice(self._between(low, high), limit)]
+        return [(key, pairs[key]) for key in self._between(low, high, limit)]
 
     def write(self, changes: Changes) -> None:
-        pairs, ordered = self._pairs, self._ordered
+        pairs, ordered, writes = self._pairs, self._ordered, changes.writes
         for low, high in changes.ranges:
-            for key in list(self._between(low, high)):
-                self._remove(key)
-        fresh: dict[int, list[bytes]] = {table: [] for table in ordered}
-        for key, value in changes.writes.items():
-            if value is None:
-                if key in pairs:
-                    self._remove(key)
-                continue
-            if key[0] in ordered and key not in pairs:
-                fresh[key[0]].append(key)
-            pairs[key] = value
-        for table, keys in fresh.items():
-            ordered[table].update(keys)
+            for key in self._between(low, high):
+                del pairs[key]
+            for table in ordered:
+                ordered[table].remove_between(low, high)
+        gone = [key for key, value in writes.items() if value is None]
+        for key in gone:
+            if pairs.pop(key, None) is not None and key[0] in ordered:
+                ordered[key[0]].remove(key)
+        for key in [key for key in writes if key[0] in ordered and key not in pairs]:
+            if writes[key] is not None:
+                ordered[key[0]].fresh.append(key)
+        pairs.update(cast("dict[bytes, bytes]", writes))
+        for key in gone:
+            del pairs[key]
 
     def pairs(self) -> Iterable[tuple[bytes, bytes]]:
         """All that is stored, in order of key."""
@@ -79,29 +109,23 @@ class MemoryStore:
         twin._pairs = self._pairs.copy()
         return twin
 
-    def _remove(self, key: bytes) -> None:
-        del self._pairs[key]
-        if key[0] in self._ordered:
-            self._ordered[key[0]].remove(key)
-
-    def _between(self, low: bytes, high: bytes) -> Iterator[bytes]:
+    def _between(self, low: bytes, high: bytes, limit: int | None = None) -> list[bytes]:
         """Keys with low <= key < high, ascending."""
         if low[:1] != high[:1] or not low:
-            return iter(sorted(key for key in self._pairs if low <= key < high))
+            return sorted(key for key in self._pairs if low <= key < high)[:limit]
         table = low[0]
         if table not in self._ordered:
-            self._ordered[table] = SortedList(key for key in self._pairs if key[0] == table)
-        return self._ordered[table].irange(low, high, inclusive=(True, False))
+            self._ordered[table] = _Ordered(key for key in self._pairs if key[0] == table)
+        return self._ordered[table].between(low, high, limit)
 
 
 class _Overlay:
-    """Changes that the store does not hold yet. A table's keys are put in order when it is first scanned, and from
-    there on by the next scan: what came at the high end meanwhile costs nothing, and what did not, one sort."""
+    """Changes that the store does not hold yet. A table's keys are put in order when it is first scanned, and kept so
+    from there on."""
 
     def __init__(self, ordered: Iterable[int]) -> None:
         self.values: dict[bytes, bytes | None] = {}
-        self.fresh: dict[int, list[bytes]] = {table: [] for table in ordered}
-        self._sorted: dict[int, list[bytes]] = {table: [] for table in ordered}
+        self.ordered: dict[int, _Ordered] = {table: _Ordered() for table in ordered}
 
     def between(self, low: bytes, high: bytes) -> list[bytes]:
         """Keys with low <= key < high, ascending."""
@@ -109,28 +133,17 @@ class _Overlay:
             return []
         if low[:1] != high[:1] or not low:
             return sorted(key for key in self.values if low <= key < high)
-        keys = self._keys(low[0])
-        return keys[bisect_left(keys, low) : bisect_left(keys, high)]
+        table = low[0]
+        if table not in self.ordered:
+            self.ordered[table] = _Ordered(key for key in self.values if key[0] == table)
+        return self.ordered[table].between(low, high)
 
     def forget(self, low: bytes, high: bytes) -> None:
         """As if `[low, high)` had never changed."""
         for key in self.between(low, high):
             del self.values[key]
-        for table in range(low[0], high[0] + 1) if low and high else list(self._sorted):
-            if table in self._sorted:
-                keys = self._keys(table)
-                del keys[bisect_left(keys, low) : bisect_left(keys, high)]
-
-    def _keys(self, table: int) -> list[bytes]:
-        keys, fresh = self._sorted.get(table), self.fresh.get(table)
-        if keys is None:
-            keys = self._sorted[table] = sorted(key for key in self.values if key[0] == table)
-            self.fresh[table] = []
-        elif fresh:
-            keys += fresh
-            keys.sort()
-            fresh.clear()
-        return keys
+        for keys in self.ordered.values():
+            keys.remove_between(low, high)
 
 
 class State:
@@ -149,7 +162,7 @@ class State:
     def _take(self, overlay: _Overlay) -> None:
         self._overlay = overlay
         self._live = overlay.values
-        self._fresh = overlay.fresh
+        self._live_ordered = overlay.ordered
 
     def get(self, key: bytes) -> bytes | None:
         return self.get_many((key,))[0]
@@ -178,14 +191,23 @@ class State:
         return found
 
     def put(self, key: bytes, value: bytes) -> None:
-        if key[0] in self._fresh and key not in self._live:
-            self._fresh[key[0]].append(key)
-        self._live[key] = value
+        self._change(key, value)
+
+    def put_all(self, table: bytes, values: dict[bytes, bytes]) -> None:
+        """`put` of each, in their order; all keys are of one table."""
+        ordered, live = self._live_ordered.get(table[0]), self._live
+        if ordered is not None:
+            ordered.fresh += values if live.keys().isdisjoint(values) else [key for key in values if key not in live]
+        live.update(values)
 
     def delete(self, key: bytes) -> None:
-        if key[0] in self._fresh and key not in self._live:
-            self._fresh[key[0]].append(key)
-        self._live[key] = None
+        self._change(key, None)
+
+    def _change(self, key: bytes, value: bytes | None) -> None:
+        ordered = self._live_ordered.get(key[0])
+        if ordered is not None and key not in self._live:
+            ordered.fresh.append(key)
+        self._live[key] = value
 
     def drop_range(self, low: bytes, high: bytes) -> None:
         """Forget `[low, high)` at the next checkpoint. Only for keys that no later step reads: the stage's own rule

@@ -11,8 +11,8 @@ Bounds: whole answers for `answer_ttl_ms` of broker time and a day; pending rows
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -29,9 +29,9 @@ from stream.stages.answers import EXPIRED, SKIPPED, Answerer, delivery_of
 from stream.stages.control import Meaning
 from stream.stages.decide import Decided, Decider
 from stream.stages.observe import observations
-from stream.stages.stage import Outbox, Step, origin_n
+from stream.stages.stage import Outbox, Step, origin_n, runs_of
 from stream.stages.state import State
-from stream.windows.entity import EntityWindows
+from stream.windows.entity import STORE_KEY, EntityWindows, Observations
 from topics.journal import (
     EXAMPLE_CORRECTED,
     EXAMPLE_LABELLED,
@@ -47,6 +47,7 @@ from topics.journal import (
     Tick,
 )
 from topics.limits import DAY_MS
+from topics.payment import Payment
 
 EXAMPLES = "examples"
 MATURED_MAX = 100
@@ -94,6 +95,7 @@ class TerminalStage:
         self.windows = EntityWindows(plain=plain)
         self.meaning = Meaning(state)
         self.decider = Decider(state, self.meaning, partition=partition)
+        self._decision_partitions = decision_partitions
         self._answers = Answerer(self.meaning, partition=partition, decision_partitions=decision_partitions)
         self.counts: Counter[str] = Counter()
         self.answered_at_ms: list[int] = []
@@ -109,11 +111,11 @@ class TerminalStage:
     # ---- the stage ----
 
     def apply(self, steps: Sequence[Step], out: Outbox) -> None:
-        for run in _runs(steps):
-            if isinstance(run[0].item, Placed):
-                self._decide(run, out)
+        for of_payments, start, end in runs_of([type(step.item) is Placed for step in steps]):
+            if of_payments:
+                self._decide(steps[start:end], out)
             else:
-                for step in run:
+                for step in steps[start:end]:
                     self._other(step, out)
 
     def skip(self, steps: Sequence[Step], out: Outbox) -> None:
@@ -126,8 +128,11 @@ class TerminalStage:
                 self._advance(item)
 
     def settle(self) -> None:
-        for key, value in self.windows.export_dirty():
-            self._state.put(key or keys.ENTITY_STORE_KEY, value)
+        changed = self.windows.export_dirty()
+        began = changed.pop(STORE_KEY, None)
+        if began is not None:
+            self._state.put(keys.ENTITY_STORE_KEY, began)
+        self._state.put_all(keys.TABLE_ENTITY, changed)
         self.windows.evict(self._slots_max)
         self._state.put(keys.TABLE_GLOBALS, msgspec.msgpack.encode(self._globals))
 
@@ -144,88 +149,110 @@ class TerminalStage:
     # ---- payments ----
 
     def _decide(self, run: Sequence[Step], out: Outbox) -> None:
-        placed = [cast(Placed, step.item) for step in run]
+        placed = cast("list[Placed]", [step.item for step in run])
+        pids = [item.pid for item in placed]
         accounts = np.frombuffer(b"".join([item.entities[0] for item in placed]), np.float32).reshape(len(run), -1)
         payments = [item.payment for item in placed]
+        tenants = [p.tenant_id for p in payments]
+        payers = keys.entities_of(tenants, [p.account_id for p in payments], self._decision_partitions)
+        terminals = keys.entities_of(tenants, [p.terminal_id or p.account_id for p in payments], 1)
         minutes = local_minutes(payments)
-        terminals = self._observe(placed, accounts, minutes)
         amounts = [item.base_amount for item in placed]
-        decided = self.decider.decide(payments, accounts, terminals, amounts, minutes)
-        pids64 = keys.pids64([item.pid for item in placed])
-        unlabelled = (pids64 % UNLABELLED_ONE_IN == 0).tolist()
-        for i, (step, item) in enumerate(zip(run, placed, strict=True)):
-            mode = item.payment.mode
-            if mode != "backfill":
-                self._answer(step, item, decided, i, out)
-            if mode != "test":
-                self._await_truth(item, decided, i)
-                if unlabelled[i]:
-                    self._show(step, item, decided.rows[i], out)
-        self._count(placed, decided)
-        self.answered_at_ms += [item.at_ms for item in placed if item.payment.mode != "backfill"]
+        rows = observations(
+            payments,
+            amounts=amounts,
+            others=[payer.number for payer in payers],
+            payments64=keys.pids64(pids),
+            label_clocks=np.full(len(run), self._label_clock_ms, np.int64),
+            minutes=minutes,
+            payer_ratio=accounts[:, PAYER_RATIO_AT].copy(),  # a view of one row is contiguous, and of bytes read-only
+        )
+        at_terminal = [payment.terminal_id is not None for payment in payments]
+        features = self._observe(terminals, at_terminal, rows)
+        decided = self.decider.decide(payments, accounts, features, rows.amount, minutes)
+        self._answer(run, placed, payers, decided, out)
+        entities = [terminal.key if names else b"" for terminal, names in zip(terminals, at_terminal, strict=True)]
+        self._await_truth(payments, pids, entities, decided)
+        for i in np.flatnonzero(rows.payment % UNLABELLED_ONE_IN == 0).tolist():
+            if payments[i].mode != "test":
+                self._show(run[i], placed[i], decided.rows[i], out)
+        self._count(payments, decided)
         g = self._globals
         g.latest_at_ms = max(g.latest_at_ms, max([item.at_ms for item in placed]))
         self._forget_answers()
 
-    def _count(self, placed: Sequence[Placed], decided: Decided) -> None:
+    def _count(self, payments: Sequence[Payment], decided: Decided) -> None:
         """Payments that were decided, and their verdicts by mode."""
-        self.counts["decided"] += len(placed)
-        modes = [item.payment.mode for item in placed]
+        self.counts["decided"] += len(payments)
+        modes = [payment.mode for payment in payments]
         for (mode, code), n in Counter(zip(modes, decided.verdict, strict=True)).items():
             if mode != "backfill":
                 self.counts[VERDICTS[code] if mode == "live" else f"test:{VERDICTS[code]}"] += n
 
     def _observe(
-        self, placed: Sequence[Placed], accounts: NDArray[np.float32], minutes: NDArray[np.int32]
+        self, terminals: Sequence[keys.Entity], at_terminal: Sequence[bool], rows: Observations
     ) -> NDArray[np.float32]:
         """The terminals' features; a row of NaN where a payment names none."""
-        rows = [i for i, item in enumerate(placed) if item.payment.terminal_id is not None]
-        if len(rows) == len(placed):
-            return self._observe_rows(placed, accounts[:, PAYER_RATIO_AT], minutes)
-        block = np.full((len(placed), len(ENTITY_FEATURES)), np.nan, np.float32)
-        if rows:
-            block[rows] = self._observe_rows([placed[i] for i in rows], accounts[rows, PAYER_RATIO_AT], minutes[rows])
+        maturity_ms = self.meaning.limits.maturity_ms
+        if all(at_terminal):
+            slots = self.windows.slots([terminal.key for terminal in terminals], self._load)
+            return self.windows.observe(slots, rows, maturity_ms=maturity_ms)
+        block = np.full((len(terminals), len(ENTITY_FEATURES)), np.nan, np.float32)
+        named = np.flatnonzero(at_terminal)
+        if len(named):
+            slots = self.windows.slots([terminals[i].key for i in named.tolist()], self._load)
+            some = Observations(*[cast("NDArray[Any]", column)[named] for column in rows])
+            block[named] = self.windows.observe(slots, some, maturity_ms=maturity_ms)
         return block
-
-    def _observe_rows(
-        self, placed: Sequence[Placed], payer_ratio: NDArray[np.float32], minutes: NDArray[np.int32]
-    ) -> NDArray[np.float32]:
-        """The terminals' features of payments that all name one."""
-        payments = [item.payment for item in placed]
-        entity_keys = [keys.entity_key(p.tenant_id, p.terminal_id or "") for p in payments]
-        observed = observations(
-            payments,
-            amounts=[item.base_amount for item in placed],
-            others=[keys.other64(p.tenant_id, p.account_id) for p in payments],
-            payments64=keys.pids64([item.pid for item in placed]),
-            label_clocks=np.full(len(placed), self._label_clock_ms, np.int64),
-            minutes=minutes,
-            payer_ratio=payer_ratio.copy(),  # a view of one row is contiguous, and of bytes that nobody may write
-        )
-        slots = self.windows.slots(entity_keys, self._load)
-        return self.windows.observe(slots, observed, maturity_ms=self.meaning.limits.maturity_ms)
 
     def _load(self, wanted: list[bytes]) -> list[bytes | None]:
         return self._state.get_many([key or keys.ENTITY_STORE_KEY for key in wanted])
 
-    def _answer(self, step: Step, item: Placed, decided: Decided, i: int, out: Outbox) -> None:
-        value, details = self.decider.answer(step, item, decided, i, details=self._details)
-        if item.at_ms >= self._globals.answers_from_ms:  # else it is forgotten already, wherever a run is cut
-            self._state.put(keys.time_key(keys.TABLE_ANSWER, item.at_ms, item.pid), value)
-        self._answers.send_decided(step, item, value, details, out)
+    def _answer(
+        self,
+        run: Sequence[Step],
+        placed: Sequence[Placed],
+        payers: Sequence[keys.Entity],
+        decided: Decided,
+        out: Outbox,
+    ) -> None:
+        """Answer all but backfills, and keep the answers for repeats."""
+        at: Sequence[int] = [i for i, item in enumerate(placed) if item.payment.mode != "backfill"]
+        answers = self.decider.answers(run, placed, decided, at)
+        details = self.decider.details(placed, decided, at, answers) if self._details else None
+        if len(at) < len(run):
+            run, placed, payers = [run[i] for i in at], [placed[i] for i in at], [payers[i] for i in at]
+        at_ms = [item.at_ms for item in placed]
+        kept = dict(
+            zip(keys.time_keys(keys.TABLE_ANSWER, at_ms, [item.pid for item in placed]), answers.values, strict=True)
+        )
+        keep_from = self._globals.answers_from_ms
+        if at and min(at_ms) < keep_from:  # these are forgotten already, wherever a run is cut
+            low = keys.time_key(keys.TABLE_ANSWER, keep_from)
+            kept = {key: value for key, value in kept.items() if key >= low}
+        self._state.put_all(keys.TABLE_ANSWER, kept)
+        self._answers.send_decided(run, placed, payers, answers.values, details, out)
+        self.answered_at_ms += at_ms
 
-    def _await_truth(self, item: Placed, decided: Decided, i: int) -> None:
+    def _await_truth(
+        self, payments: Sequence[Payment], pids: Sequence[bytes], entities: Sequence[bytes], decided: Decided
+    ) -> None:
         """Keep the features as they were, until labels or silence say what they led to."""
-        payment = item.payment
-        key = pending.pending_key(payment.event_time, item.pid)
-        flags = pending.ANSWERED_DECLINE if decided.declines(i) and payment.mode != "backfill" else 0
-        if (decided.probability[i] or 0.0) >= NOTABLE_PROBABILITY:
-            flags |= pending.NOTABLE
-        entity = b"" if payment.terminal_id is None else keys.entity_key(payment.tenant_id, payment.terminal_id)
-        features = decided.rows[i]
-        self._state.put(key, pending.pack_new(flags, entity, features))
-        if key < self._globals.cursor:
-            self._state.put(keys.TABLE_LATE_DUE + key[1:], b"")
+        flags = [
+            (pending.NOTABLE if probability is not None and probability >= NOTABLE_PROBABILITY else 0)
+            | (pending.ANSWERED_DECLINE if declines and payment.mode != "backfill" else 0)
+            for payment, declines, probability in zip(payments, decided.declines, decided.probability, strict=True)
+        ]
+        row_keys = keys.time_keys(keys.TABLE_PENDING, [payment.event_time for payment in payments], pids)
+        rows = dict(zip(row_keys, pending.pack_new(flags, entities, decided.rows), strict=True))
+        for key, payment in zip(row_keys, payments, strict=True):
+            if payment.mode == "test":
+                del rows[key]
+        self._state.put_all(keys.TABLE_PENDING, rows)
+        cursor = self._globals.cursor
+        if rows and min(rows) < cursor:
+            behind = [key for key in rows if key < cursor]
+            self._state.put_all(keys.TABLE_LATE_DUE, {keys.TABLE_LATE_DUE + key[1:]: b"" for key in behind})
             self._globals.due_left = True
 
     def _show(self, step: Step, item: Placed, features: bytes, out: Outbox) -> None:
@@ -394,12 +421,16 @@ class TerminalStage:
                 return
             taught += self._teach(step, key, value, taught, out)
             self._state.delete(keys.TABLE_LATE_DUE + key[1:])
-        for key, value in due.rows:
+        done = 0
+        for i in pending.teaching(due.rows):
             if taught == MATURED_MAX:
-                g.due_left = True
-                return
-            taught += self._teach(step, key, value, taught, out)
-            g.cursor = key + b"\0"
+                break
+            taught += self._teach(step, *due.rows[i], taught, out)
+            done = i + 1
+        if taught == MATURED_MAX and done < len(due.rows):
+            g.cursor = due.rows[done - 1][0] + b"\0" if done else g.cursor
+            g.due_left = True
+            return
         g.cursor = due.cursor
         g.due_left = due.more
 
@@ -429,7 +460,7 @@ class TerminalStage:
     def _teach(self, step: Step, key: bytes, value: bytes | None, j: int, out: Outbox) -> bool:
         """One row whose time has come; whether it teaches."""
         pid = key[9:]
-        if value is None or self._forgotten(_event_ms(key)) or pending.is_passed_over(value, pid):
+        if value is None or self._forgotten(_event_ms(key)):
             return False
         row = pending.unpack(value)
         if row.truth != pending.TAUGHT_NOTHING:
@@ -478,12 +509,3 @@ class TerminalStage:
 def _event_ms(key: bytes) -> int:
     """The event time in the key of a pending row."""
     return int.from_bytes(key[1:9], "big")
-
-
-def _runs(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
-    """Cut into runs of payments, which are decided at once, and runs of all else."""
-    start = 0
-    for i in range(1, len(steps) + 1):
-        if i == len(steps) or isinstance(steps[i].item, Placed) != isinstance(steps[start].item, Placed):
-            yield steps[start:i]
-            start = i

@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from types import FunctionType
 from typing import Any, Final, NamedTuple
 
@@ -337,17 +338,17 @@ class EntityWindows:
             self._dirty[slot] = 1
         return held > 0
 
-    def export_dirty(self) -> list[tuple[bytes, bytes]]:
-        """(key, value) of each entity changed since the last export, and of `STORE_KEY` when that changed.
+    def export_dirty(self) -> dict[bytes, bytes]:
+        """By key the value of each entity changed since the last export, and of `STORE_KEY` when that changed.
 
         A value is little-endian 64-bit words: version (16 bits) | entries (32 bits) | has a hot block (1 bit);
         first seen, ms; habit count; outliers in a row; habit mean and variance (f64); then for each entry, oldest
         first, time ms, amount, other, tag, observed_at ms, position; then the hot block. `stream/windows/kernel.py` has
         the layouts of tag and block. The store's value is the event time of its first payment, ms.
         """
-        exported: list[tuple[bytes, bytes]] = []
+        exported: dict[bytes, bytes] = {}
         if not self._began_saved:
-            exported.append((STORE_KEY, struct.pack("<q", int(self._control[kernel.BEGAN]))))
+            exported[STORE_KEY] = struct.pack("<q", int(self._control[kernel.BEGAN]))
             self._began_saved = True
         slots = np.flatnonzero(self._dirty[: len(self._keys)])
         if not len(slots):
@@ -362,8 +363,9 @@ class EntityWindows:
         whole = buffer.astype("<i8", copy=False).tobytes()
         ends = (starts * 8).tolist()
         keys = self._keys
-        exported += [(keys[slot], whole[a:b]) for slot, a, b in zip(slots.tolist(), ends[:-1], ends[1:], strict=True)]
         self._dirty[slots] = 0
+        values = [whole[a:b] for a, b in pairwise(ends)]
+        exported.update(zip([keys[slot] for slot in slots.tolist()], values, strict=True))
         return exported
 
     def _view(self, array: Any) -> Any:

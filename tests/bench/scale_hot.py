@@ -57,7 +57,7 @@ def hot_windows(payments: int, days: float, end_ms: int, *, others: int, maturit
             counts=np.ones(n, np.bool_),
         )
         features = windows.observe(np.full(n, slot, np.int32), rows, maturity_ms=maturity_ms)
-    packed = dict(windows.export_dirty())[b"Ehot"]
+    packed = windows.export_dirty()[b"Ehot"]
     return packed, int(features[-1, ENTITY_INDEX["payments_30d_count"]])
 
 

@@ -67,7 +67,11 @@ MUTANTS = (
     Mutant(
         "learner from newer features",
         (
-            (TERMINAL, "features = decided.rows[i]", "features = self._newest = decided.rows[i]"),
+            (
+                TERMINAL,
+                "        self._state.put_all(keys.TABLE_PENDING, rows)\n",
+                "        self._state.put_all(keys.TABLE_PENDING, rows)\n        self._newest = decided.rows[-1]\n",
+            ),
             (
                 TERMINAL,
                 "            row.features,\n            judged",
@@ -78,7 +82,11 @@ MUTANTS = (
     Mutant(
         "what matures is learned from newer features",
         (
-            (TERMINAL, "features = decided.rows[i]", "features = self._newest = decided.rows[i]"),
+            (
+                TERMINAL,
+                "        self._state.put_all(keys.TABLE_PENDING, rows)\n",
+                "        self._state.put_all(keys.TABLE_PENDING, rows)\n        self._newest = decided.rows[-1]\n",
+            ),
             (
                 TERMINAL,
                 "            weight,\n            row.features,",
@@ -138,11 +146,11 @@ MUTANTS = (
     ),
     Mutant(
         "windows not in the checkpoint",
-        ((ACCOUNT, "            self._state.put(key or keys.ENTITY_STORE_KEY, value)", "            pass"),),
+        ((ACCOUNT, "        self._state.put_all(keys.TABLE_ENTITY, changed)\n", ""),),
     ),
     Mutant(
         "contradiction answered as a repeat",
-        ((ACCOUNT, "if entry.fingerprint != print_:", "if entry.fingerprint is None:"),),
+        ((ACCOUNT, "and entry.fingerprint != print_:", "and entry.fingerprint is None:"),),
     ),
     Mutant(
         "labels before their payment are lost",
@@ -275,7 +283,7 @@ MUTANTS = (
         "answers expire off by one",
         ((TERMINAL, "item.at_ms - item.first_at_ms <= self", "item.at_ms - item.first_at_ms < self"),),
     ),
-    Mutant("a test payment moves the watermark", ((ACCOUNT, 'if payment.mode == "test":', "if False:"),)),
+    Mutant("a test payment moves the watermark", ((ACCOUNT, "            if not test:\n", "            if True:\n"),)),
     Mutant(
         "a label's time moves no clock",
         ((ACCOUNT, "self._advance_clock(step, parsed.observed_at, out, forward=False)", "pass"),),
@@ -305,7 +313,7 @@ MUTANTS = (
     ),
     Mutant(
         "a late payment's row never matures",
-        ((TERMINAL, 'self._state.put(keys.TABLE_LATE_DUE + key[1:], b"")', "pass"),),
+        ((TERMINAL, "behind = [key for key in rows if key < cursor]", "behind: list[bytes] = []"),),
     ),
     Mutant(
         "an update's last word is not its last",

@@ -24,7 +24,7 @@ class Collected:
 
     def __init__(self) -> None:
         self.items: list[tuple[str, int, Item]] = []
-        self.records: list[tuple[str, int, bytes | None, bytes, list[Header]]] = []
+        self.kept: list[tuple[str, int, bytes | None, bytes, list[Header]]] = []
 
     def journal(self, step: Step, topic: str, partition: int, item: Item) -> None:
         self.items.append((topic, partition, item))
@@ -32,13 +32,24 @@ class Collected:
     def record(
         self, step: Step, topic: str, partition: int, key: bytes | None, value: bytes, headers: list[Header]
     ) -> None:
-        self.records.append((topic, partition, key, value, headers))
+        self.kept.append((topic, partition, key, value, headers))
+
+    def records(
+        self,
+        steps: Sequence[Step],
+        topic: str,
+        partitions: Sequence[int],
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes],
+        headers: Sequence[list[Header]],
+    ) -> None:
+        self.kept += [(topic, *row) for _, *row in zip(steps, partitions, keys, values, headers, strict=True)]
 
     def of(self, kind: type) -> list[Any]:
         return [item for _, _, item in self.items if isinstance(item, kind)]
 
     def values(self, topic: str) -> list[dict[str, Any]]:
-        return [msgspec.json.decode(value) for to, _, _, value, _ in self.records if to == topic]
+        return [msgspec.json.decode(value) for to, _, _, value, _ in self.kept if to == topic]
 
 
 class Bench:

@@ -19,7 +19,7 @@ def test_first_goes_on_and_is_not_answered_yet() -> None:
     assert placed.payment.payment_id == "p1"
     assert placed.base_amount == 1_000
     assert not placed.late
-    assert out.records == []
+    assert out.kept == []
 
 
 def test_the_same_content_is_a_repeat_of_the_first_also_after_a_restart() -> None:

@@ -29,7 +29,7 @@ class Bench:
         out = Collected()
         self.stage.apply([Step(self.offset + i, 0, NOW_MS, SENDER, item) for i, item in enumerate(items)], out)
         self.offset += len(items)
-        return [value for topic, _, _, value, _ in out.records if topic == CONTROL]
+        return [value for topic, _, _, value, _ in out.kept if topic == CONTROL]
 
     def again(self) -> "Bench":
         self.stage.settle()

@@ -90,8 +90,8 @@ def test_a_payment_is_answered_with_details_and_a_repeat_gets_the_same_bytes() -
     bench = Bench("terminal")
     out = bench.feed(placed(1))
     again = bench.again().feed(repeat(1, NOW_MS + DAY_MS))
-    first, second = (found.records[0] for found in (out, again))
-    assert [record[0] for record in out.records] == ["decisions", "decision-details"]
+    first, second = (found.kept[0] for found in (out, again))
+    assert [record[0] for record in out.kept] == ["decisions", "decision-details"]
     assert first[:4] == second[:4]
     assert (dict(first[4])["answer"], dict(second[4])["answer"]) == (b"first", b"repeat")
     assert dict(second[4])["origin"].endswith(b":1:7")
@@ -125,7 +125,7 @@ def test_an_answer_whose_day_is_forgotten_is_not_kept_wherever_the_run_is_cut() 
 
 def test_a_backfill_is_not_answered_but_teaches() -> None:
     bench = Bench("terminal")
-    assert bench.feed(placed(1, mode="backfill")).records == []
+    assert bench.feed(placed(1, mode="backfill")).kept == []
     assert taught(matured(bench)) == [(EXAMPLE_MATURED, False, 0.0)]
 
 
