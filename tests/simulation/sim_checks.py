@@ -157,10 +157,12 @@ def check(world: World, forgetful: bool, rng: Random) -> None:
     skips = skips_of(world)
     check_against_oracle(world, counted, skips, rng)
     check_refusals(world)
-    answers = check_answers(log, check_accounts(world, counted, skips))
+    becomes, lapsed = check_accounts(world, counted, skips)
+    answers = check_answers(log, becomes)
     check_examples(world, counted, skips, answers)
     if not forgetful and not any(skips.values()):
-        check_labels(log, partitions, counted, answers.firsts)
+        firsts = {pid: decision for pid, decision in answers.firsts.items() if pid not in lapsed}
+        check_labels(log, partitions, counted, firsts)
 
 
 def skips_of(world: World) -> dict[TP, set[int]]:
@@ -181,15 +183,20 @@ def skips_of(world: World) -> dict[TP, set[int]]:
     return found
 
 
-def check_accounts(world: World, counted: dict[TP, list[Any]], skips: dict[TP, set[int]]) -> dict[tuple[int, int], str]:
-    """What the account stage made of its journal is what plain rules make of it. What becomes of each payment."""
+def check_accounts(
+    world: World, counted: dict[TP, list[Any]], skips: dict[TP, set[int]]
+) -> tuple[dict[tuple[int, int], str], set[bytes]]:
+    """What the account stage made of its journal is what plain rules make of it. What becomes of each payment, and the
+    hashes of payments whose labels waited in vain: for one whose intake was away for longer than `orphan_ms`."""
     partitions = world.partitions
     becomes: dict[tuple[int, int], str] = {}
+    lapsed: set[bytes] = set()
     for partition in range(partitions.account):
         tp = ("account-journal", partition)
         reading = AccountReading(partition, partitions.account, partitions.terminal, skips[tp])
         reading.read(counted[tp])
         becomes |= reading.expected
+        lapsed |= reading.lapsed
         stage = world.host_of(tp).runner.stage
         assert isinstance(stage, AccountStage)
         ours = (stage.label_clock_ms, stage.newest_event_ms)
@@ -202,7 +209,7 @@ def check_accounts(world: World, counted: dict[TP, list[Any]], skips: dict[TP, s
                 if isinstance(item, Placed):
                     row = np.frombuffer(item.entities[0], np.float32)
                     check_features(row, [ENTITY_INDEX[name] for name in COUNTED], reading.features[item.pid])
-    return becomes
+    return becomes, lapsed
 
 
 def check_features(row: Any, columns: Sequence[int], expected: Sequence[float]) -> None:

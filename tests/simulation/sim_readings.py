@@ -59,6 +59,7 @@ class AccountReading:
         self.known: dict[bytes, Known] = {}
         self.labels: dict[bytes, list[Label]] = {}
         self.waiting: dict[bytes, Waits] = {}
+        self.lapsed: set[bytes] = set()  # labels of these waited in vain for `orphan_ms`; their payment may still come
         self.clock_ms = self.forwarded_ms = 0
         self.oldest_day = self.forgotten_day = 0
         self.n = self.offset = 0
@@ -208,6 +209,7 @@ class AccountReading:
         due_ms = low_ms - self.limits.orphan_ms
         for pid in [pid for pid, waiting in self.waiting.items() if waiting.since_ms < due_ms]:
             del self.waiting[pid]
+            self.lapsed.add(pid)
 
 
 def without_features(items: list[Item]) -> list[Item]:
