@@ -49,7 +49,12 @@ class Prequential:
         self.settings = settings
         self.log = LocalLog()
         self.local = Local(
-            self.log, Partitions(), batch=settings.batch, plain=settings.plain, details=DETAILS in topics
+            self.log,
+            Partitions(),
+            batch=settings.batch,
+            plain=settings.plain,
+            details=DETAILS in topics,
+            checkpoint_every=None,
         )
         self.taken: dict[str, int] = dict.fromkeys(TOPIC_OF, 0)
         self._read = read
