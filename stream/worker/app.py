@@ -10,8 +10,9 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -38,6 +39,7 @@ from stream.worker.fetch import TP, FetchError, FetchSettings, Round
 from stream.worker.host import Host, Status, damage_under
 from stream.worker.membership import CommitFenced, MembershipSettings, create_app, run
 from stream.worker.observe import Observer
+from stream.worker.patience import Patience
 from stream.worker.producer import WorkerProducer
 from stream.worker.snapshots import (
     SnapshotError,
@@ -49,11 +51,14 @@ from stream.worker.snapshots import (
     upload_directory,
     whole,
 )
-from stream.worker.store import StoreCorrupt, StoreError, StoreFull, StoreMemory, instance_lock
+from stream.worker.store import StoreCorrupt, StoreError, StoreFull, StoreMemory, StoreStuck, instance_lock
+from stream.worker.uninterrupted import to_its_end
 from topics.control import Skip, encode_control
 from topics.journal import tick_block
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 STAGES = {
     "payments": "intake",
@@ -76,15 +81,25 @@ FULL_ROOM_BYTES = 16 << 20  # a memtable: what a checkpoint may need before it c
 ACKS_S_MAX = 2.0  # how long one partition may keep the others' checkpoints waiting
 ASK_AGAIN_S = 2.0
 WATCH_EVERY_S = 20.0
+DISK_THREADS = 4
+STORE_CALLS_MAX = 64  # of the snapshot store, at a time
+RESTORES_MAX = 8  # at a time; they may take minutes, and nobody who only looks waits for them
+LOOK_S_MAX = 5.0  # for it to say what it has; without an answer it is as if it could not be reached
+LOOK_EMPTY_S_MAX = 60.0  # the same where nothing is on the local disk, and the whole journal would be applied
+UPLOAD_S_MAX = 900.0
 QUERY_S = 10.0
-PASSING = frozenset(  # what a broker that is away, or just back, says
+LASTING = frozenset(  # all else is said by brokers that are away, or just back, or have just become leaders
     {
-        KafkaError._TIMED_OUT,
-        KafkaError._TRANSPORT,
-        KafkaError._ALL_BROKERS_DOWN,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError._AUTHENTICATION,
+        KafkaError._FATAL,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.TOPIC_EXCEPTION,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.UNSUPPORTED_VERSION,
     }
 )
 LATENCY_BUCKETS_S = np.array([0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0])
@@ -186,6 +201,9 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._directories: dict[TP, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._checkpointing = asyncio.Lock()
+        self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
+        self._store_calls = Patience(STORE_CALLS_MAX)
+        self._restores = Patience(RESTORES_MAX)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self) -> int:
@@ -222,9 +240,16 @@ class Worker:
             host = self.hosts.pop(tp, None)
             if host is not None:
                 host.status = Status.CLOSED
-                # One that is still opening is closed by whoever opens it: a restore may take a minute.
-                if not self._directories[tp].locked():
-                    await asyncio.to_thread(host.close)
+                closing = self._close(tp, host)
+                # A restore may take a minute, and nobody waits for it here; the next owner of the directory does.
+                if self._directories[tp].locked():
+                    self._spawn(closing)
+                else:
+                    await closing
+
+    async def _close(self, tp: TP, host: Host) -> None:
+        async with self._directories[tp]:
+            await self._soon(host.close)
 
     async def _hold(self, _owned: set[TP]) -> None:
         held_s_max = LEAVE_HOLD_S_MAX if self.membership.leaving else HOLD_S_MAX
@@ -282,7 +307,7 @@ class Worker:
                         await self._start(tp, host)
                 finally:
                     if self.hosts.get(tp) is not host:
-                        await asyncio.to_thread(host.close)
+                        await self._soon(host.close)
         except StoreFull as error:
             self._out_of_room(tp, host, error)
         except StoreCorrupt as error:
@@ -332,17 +357,20 @@ class Worker:
         if url is None:
             return
         topic_id = host.journal.topic_id.hex()
+        look_s_max = LOOK_EMPTY_S_MAX if local is None else LOOK_S_MAX
         try:
             snapshots = whole(url, host.tp.topic, host.tp.partition, topic_id=topic_id)
             while True:
-                manifest = await asyncio.to_thread(next, snapshots, None)
+                manifest = await self._far(look_s_max, next, snapshots, None)
                 if manifest is None or (local is not None and manifest.offset <= local):
                     return
                 if host.snapshot_below is not None and manifest.offset >= host.snapshot_below:
                     continue
                 log.info("%s[%d]: restoring the snapshot at offset %d", *host.tp, manifest.offset)
                 try:
-                    await asyncio.to_thread(host.replace_store, manifest.offset, partial(restore, url, manifest))
+                    await self._restores.call(
+                        None, host.replace_store, manifest.offset, partial(restore, url, manifest)
+                    )
                 except (SnapshotTorn, StoreCorrupt) as error:
                     log.error("%s[%d]: this snapshot is no good, the one before is tried: %s", *host.tp, error)
                     self.snapshot_failing = str(error)
@@ -378,7 +406,7 @@ class Worker:
                 return await asyncio.to_thread(ask)
             except KafkaException as error:
                 cause = error.args[0]
-                if cause.code() not in PASSING or self.hosts.get(tp) is not host:
+                if cause.code() in LASTING or self.hosts.get(tp) is not host:
                     raise StateError(f"no answer for the offsets of {tp.topic}[{tp.partition}]: {error}") from error
                 log.warning("asking for the offsets of %s[%d] again: %s", *host.tp, cause.str())
                 await asyncio.sleep(ASK_AGAIN_S)
@@ -435,14 +463,16 @@ class Worker:
         host.stop(error)
 
     def _failed(self, tp: TP, host: Host, error: Exception) -> None:
-        """A damaged store is rebuilt, a full disk waited for. Else: again from the checkpoint, a record at a time; or,
-        if the record is named, when it is skipped."""
+        """A damaged store is rebuilt, a full disk waited for; with a stuck one the process ends. Else: again from the
+        checkpoint, a record at a time; or, if the record is named, when it is skipped."""
         self.membership.fetcher.stop(tp)
         damage = damage_under(error)
         if isinstance(damage, StoreCorrupt):
             self._rebuild(tp, host, damage)
         elif isinstance(damage, StoreFull):
             self._out_of_room(tp, host, damage)
+        elif isinstance(damage, StoreStuck):
+            self.membership.fail(damage)  # another worker, or the next process, goes on: nobody would start this one
         elif damage is not None or not isinstance(error, (StepFailed, Unreadable)):
             self._stop(host, damage or error)
         elif host.failed(error):
@@ -491,9 +521,9 @@ class Worker:
     ) -> None:
         try:
             async with self._directories[tp]:
-                async with self._checkpointing:  # a checkpoint of the old runner may be under way
+                async with self._checkpointing, host.writing:  # a checkpoint of the old runner may be under way
                     host.checkpoint = None
-                await asyncio.to_thread(host.close)
+                await self._soon(host.close)
                 if between is not None:
                     await asyncio.to_thread(between)
         except Exception as error:
@@ -569,7 +599,8 @@ class Worker:
             ready = [host for host in waiting if self._acknowledged(host)]
             waiting = [host for host in waiting if host not in ready and host.status is Status.RUNNING]
             for host in ready:
-                point = await self._write(host)
+                # A hold that runs out of time gives up waiting; the thread in the store does not.
+                point = await to_its_end(self._write(host))
                 if point is not None:
                     offsets[self._named(host)] = point
             if late:
@@ -580,7 +611,7 @@ class Worker:
         if not offsets:
             return
         self._note_offsets()
-        await asyncio.to_thread(self._disk_offsets.write, self._disk_offsets.encoded())
+        await self._soon(self._disk_offsets.write, self._disk_offsets.encoded())
         self._crash("checkpoint.before_commit")
         await self.membership.commit(offsets)
         self._crash("checkpoint.after_commit")
@@ -588,6 +619,7 @@ class Worker:
             point = offsets.get(self._named(host))
             if point is not None:
                 host.committed_offset = point[0]
+                host.settled_steps = host.begun_steps
         self.disk_full = self.disk_full and any(host.status is Status.OPENING for host in self.hosts.values())
         self.checkpoints += 1
         self.checkpoint_seconds.append(time.monotonic() - began_s)
@@ -602,7 +634,7 @@ class Worker:
             assert host.runner is not None
             steps = host.runner.steps_applied
             host.checkpoint = host.runner.begin_checkpoint()
-            host.checkpointed_steps = steps
+            host.begun_steps = steps
 
     def _acknowledged(self, host: Host) -> bool:
         """Step 2."""
@@ -610,23 +642,23 @@ class Worker:
         return runner is not None and checkpoint is not None and runner.may_write(checkpoint)
 
     async def _write(self, host: Host) -> tuple[int, str] | None:
-        """Step 3 for one partition; where to commit, None if it was closed or failed meanwhile."""
-        runner, checkpoint, store = host.runner, host.checkpoint, host.store
-        if runner is None or checkpoint is None or store is None or host.status is not Status.RUNNING:
-            return None
-        self._crash("checkpoint.before_write")
-        try:
-            async with host.writing:
-                await asyncio.to_thread(store.write_changes, checkpoint.changes, sync=False)
-                host.written_offset = checkpoint.next_offset
-        except StoreError as error:
-            if host.status is Status.RUNNING:
-                self._failed(self._named(host), host, error)
-            return None
-        runner.wrote(checkpoint)
-        host.checkpoint = None
-        self._crash("checkpoint.after_write")
-        return runner.commit_point(checkpoint)
+        """Step 3 for one partition, to its end; where to commit, None if it was closed, failed or written meanwhile."""
+        async with host.writing:
+            runner, checkpoint, store = host.runner, host.checkpoint, host.store
+            if runner is None or checkpoint is None or store is None or host.status is not Status.RUNNING:
+                return None
+            self._crash("checkpoint.before_write")
+            try:
+                await self._soon(store.write_changes, checkpoint.changes, sync=False)
+            except StoreError as error:
+                if host.status is Status.RUNNING:
+                    self._failed(self._named(host), host, error)
+                return None
+            host.written_offset = checkpoint.next_offset
+            runner.wrote(checkpoint)
+            host.checkpoint = None
+            self._crash("checkpoint.after_write")
+            return runner.commit_point(checkpoint)
 
     # ---- timers ----
 
@@ -725,14 +757,14 @@ class Worker:
 
     async def _snapshot(self, host: Host, url: str) -> None:
         """A frozen copy is taken between two writes; it is uploaded beside the work."""
-        store = host.store
-        if store is None:
-            return
         async with host.writing:
-            offset = host.written_offset
-            taken = await asyncio.to_thread(take_checkpoint, store)
+            store, offset = host.store, host.written_offset
+            if store is None:
+                return
+            taken = await self._soon(take_checkpoint, store)
         try:
-            await asyncio.to_thread(
+            await self._far(
+                UPLOAD_S_MAX,
                 upload_directory,
                 taken,
                 url,
@@ -747,9 +779,22 @@ class Worker:
         finally:
             await asyncio.to_thread(shutil.rmtree, taken, ignore_errors=True)
         host.snapshot_offset = offset
-        await asyncio.to_thread(thin, url, host.tp.topic, host.tp.partition, now_ms=int(time.time() * 1000))
+        await self._far(UPLOAD_S_MAX, thin, url, host.tp.topic, host.tp.partition, now_ms=int(time.time() * 1000))
 
     # ---- tasks ----
+
+    async def _soon(self, call: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
+        """In a thread for what takes moments, on the local disk. Partitions that are opened may have all of
+        `asyncio.to_thread`'s, and those that go on need their checkpoints."""
+        return await asyncio.get_running_loop().run_in_executor(self._disk, partial(call, *args, **settings))
+
+    async def _far(self, s_max: float, call: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
+        """In a thread that may wait for the snapshot store. After `s_max` seconds the call is left behind, and
+        `SnapshotUnavailable` raised."""
+        try:
+            return await self._store_calls.call(s_max, call, *args, **settings)
+        except TimeoutError as error:
+            raise SnapshotUnavailable(f"{self.settings.snapshot_url}: no answer within {s_max} s") from error
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -375,7 +375,10 @@ class Fetcher:
         except KafkaException as error:
             self._transient_error(error.args[0])
             return
-        if found is None or found.error is not None or tp.partition not in found.partitions:
+        error = None if found is None else found.error
+        if error is not None and error.code() not in _LASTING:
+            self._transient_error(error)
+        elif found is None or error is not None or tp.partition not in found.partitions:
             text = f"{tp.topic}[{tp.partition}] does not exist"
             self._tell(FetchError(tp, self._epochs[tp], "unknown_topic", text))
 

@@ -66,7 +66,8 @@ class Host:
         self.snapshot_offset = -1
         self.applied_at_s = time.monotonic()
         self.last_at_ms = 0
-        self.checkpointed_steps = 0
+        self.begun_steps = 0  # of the runner's, in the checkpoint that was begun last
+        self.settled_steps = 0  # in the one that was committed last
         self.restored_offset = -1
         self.reapplied = 0
         self.said_refused = ""  # the model version that cannot score, when it has been logged
@@ -148,7 +149,7 @@ class Host:
         self.restored_offset = self.runner.next_offset
         has_state = self._next_offset(self.store) is not None
         self.written_offset = self.runner.next_offset if has_state else -1
-        self.checkpointed_steps = 0
+        self.begun_steps = self.settled_steps = 0
         return self.runner
 
     def close(self) -> None:
@@ -173,8 +174,8 @@ class Host:
 
     @property
     def unsettled(self) -> bool:
-        """Whether steps were applied since the last checkpoint."""
-        return self.runner is not None and self.runner.steps_applied != self.checkpointed_steps
+        """Whether steps were applied since the last checkpoint that was committed."""
+        return self.runner is not None and self.runner.steps_applied != self.settled_steps
 
     def stop(self, error: Exception) -> None:
         self.status = Status.STOPPED

@@ -45,6 +45,7 @@ from mode.supervisors import CrashingSupervisor
 from stream.errors import ConfigurationError, FraudstreamError
 from stream.worker.assignor import NAME, StateAssignor
 from stream.worker.fetch import TP, Fetcher, FetchError, FetchSettings, Round
+from stream.worker.uninterrupted import to_its_end
 
 log = logging.getLogger(__name__)
 
@@ -247,8 +248,11 @@ class Membership:
         for as long as we are a member. Returns when the coordinator has it. A partition's offset never goes back:
         of two commits that cross, the older says nothing.
         """
-        if not offsets:
-            return
+        if offsets:
+            await to_its_end(self._commit(offsets))
+
+    async def _commit(self, offsets: Mapping[TP, tuple[int, str]]) -> None:
+        """To its end also if `on_hold` runs out of time: the group is not joined while a commit is on its way."""
         assert self._committing is not None
         async with self._committing:
             ticket = self._ticket

@@ -43,6 +43,8 @@ def producer_options(client: Mapping[str, Any], linger_ms: float) -> dict[str, A
         "message.max.bytes": 2_000_000,
         "queue.buffering.max.messages": QUEUE_MESSAGES_MAX,
         "queue.buffering.max.kbytes": QUEUE_KBYTES_MAX,
+        "reconnect.backoff.ms": 100,
+        "reconnect.backoff.max.ms": 1_000,  # the default lets ten seconds pass after a broker is back
         "socket.nagle.disable": True,  # else a small record waits 40 ms for the acknowledgement of the one before
     }
 

@@ -28,10 +28,18 @@ from stream.reconcile import reconcile  # noqa: E402
 
 
 def try_fault(
-    name: str, payments: int, seed: int, times: int | None, broker: AnyBroker, directory: Path
+    name: str,
+    payments: int,
+    seed: int,
+    times: int | None,
+    broker: AnyBroker,
+    directory: Path,
+    *,
+    snapshots: bool = True,
 ) -> dict[str, Any]:
     """One fault under load, and what it left behind. `failed`: why the run is no good; empty if it is."""
-    deployment = Deployment(broker, directory, f"{name}-{os.getpid()}-{seed}.", seed, times=times)
+    prefix = f"{name}-{os.getpid()}-{seed}."
+    deployment = Deployment(broker, directory, prefix, seed, snapshots=snapshots, times=times)
     began_s = time.monotonic()
     failed: list[str] = []
     try:
@@ -135,13 +143,20 @@ def commit() -> str:
 
 
 def run(
-    name: str, payments: int, seed: int, times: int | None, keep: Path | None, record: Path | None
+    name: str,
+    payments: int,
+    seed: int,
+    times: int | None,
+    keep: Path | None,
+    record: Path | None,
+    *,
+    snapshots: bool = True,
 ) -> dict[str, Any]:
     """One fault on a broker of its own; whatever goes wrong is in `failed`."""
     directory = keep or Path(tempfile.mkdtemp(prefix="fraudstream-chaos-"))
     try:
         with BROKERS[name](directory) as broker:
-            result = try_fault(name, payments, seed, times, broker, directory)
+            result = try_fault(name, payments, seed, times, broker, directory, snapshots=snapshots)
     except Exception as error:
         traceback.print_exc()
         result = {"fault": name, "seed": seed, "failed": [f"{type(error).__name__}: {error}"]}
@@ -150,6 +165,8 @@ def run(
             shutil.rmtree(directory, ignore_errors=True)
     for line in result["failed"]:
         print(f"{name}: {line}", file=sys.stderr)
+    if not snapshots:
+        result["snapshots"] = False
     if record is not None:
         with open(record, "a", encoding="utf-8") as out:
             out.write(json.dumps({**result, "commit": commit()}) + "\n")
@@ -171,6 +188,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--times", type=int, help="how often it happens; default by the number of payments")
     parser.add_argument("--keep", type=Path, help="keep logs and states in this directory")
+    parser.add_argument("--no-snapshots", action="store_true", help="workers have their own disks only")
     parser.add_argument("--record", action="store_true", help="append the result to tests/chaos/results.jsonl")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args()
@@ -188,7 +206,10 @@ def main() -> int:
     results: list[dict[str, Any]] = []
     for name in names:
         keep = options.keep / name if options.keep is not None and len(names) > 1 else options.keep
-        results.append(run(name, payments, options.seed, options.times, keep, RESULTS if options.record else None))
+        record = RESULTS if options.record else None
+        results.append(
+            run(name, payments, options.seed, options.times, keep, record, snapshots=not options.no_snapshots)
+        )
         print(json.dumps(results[-1]), flush=True)
     if options.json and len(names) > 1:
         total = {

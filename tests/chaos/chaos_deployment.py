@@ -37,6 +37,7 @@ ROOT = Path(__file__).parents[2]
 PARTITIONS = 2
 COMMAND = (sys.executable, "-c", "from stream.cli.main import main; main()")
 STOOD_STILL_S = 2.0  # between two looks: more was not this process's time
+SENT_AT_ONCE = 50
 ANSWER_S_MAX = 150.0  # without any new answer: the run has failed
 Place = tuple[int, int]
 AnyBroker = EmbeddedBroker | EmbeddedCluster
@@ -167,12 +168,31 @@ class WorkerProcess:
 
 @dataclass
 class Moment:
-    """A fault that happened, and when every record that had been taken by then was answered."""
+    """A fault that happened, and when every record that had been taken by then was answered.
+
+    `went_on_ms`: by the broker's clock (`at_ms` is this machine's, on which the broker is, too), when records of each
+    partition of `payments`, and answers in each of `decisions`, had begun to come again.
+    """
 
     what: str
     at_s: float
     marks: dict[int, int]
+    at_ms: int = 0
+    silent: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
     answered_s: float | None = None
+    went_on_ms: int | None = None
+
+    def heard(self, at_ms: int, *partitions: tuple[str, int]) -> None:
+        """A record was answered for the first time."""
+        if self.went_on_ms is None and at_ms > self.at_ms:
+            self.silent.difference_update(partitions)
+            if not self.silent:
+                self.went_on_ms = at_ms
+
+    @property
+    def went_on_after_s(self) -> float | None:
+        """None: not yet."""
+        return None if self.went_on_ms is None else round((self.went_on_ms - self.at_ms) / 1000, 1)
 
 
 class Watcher(threading.Thread):
@@ -190,6 +210,7 @@ class Watcher(threading.Thread):
         self.refused: dict[Place, str] = {}
         self.answers = 0
         self.moments: list[Moment] = []
+        self.parts: set[tuple[str, int]] = set()  # partitions of `payments` and `decisions` that answers were seen of
         self.awake_s = 0.0  # time that this process ran: a machine that stands still fails nobody
         self._looked_s = time.monotonic()
         self.progressed_s = 0.0
@@ -217,8 +238,7 @@ class Watcher(threading.Thread):
                 origin = (dict(message.headers() or []).get("origin") or b"::").split(b":")
                 if origin[0] != self._id:
                     continue
-                self.answers += 1
-                self._answered[int(origin[1])].add(int(origin[2]))
+                self.take(int(origin[1]), int(origin[2]), message.partition() or 0, message.timestamp()[1])
                 value = message.value() or b""
                 self.engines[value.partition(b'"engine":')[2][:1].decode()] += 1
                 if b'"refused"' in value:
@@ -227,6 +247,20 @@ class Watcher(threading.Thread):
                         self.refused[int(origin[1]), int(origin[2])] = answer["cause"]
             self._advance()
         consumer.close()
+
+    def take(self, partition: int, offset: int, decided_in: int, at_ms: int) -> None:
+        """An answer to a record of `payments`, in a partition of `decisions`, at the broker's time."""
+        self.answers += 1
+        answered = self._answered[partition]
+        if offset in answered:
+            return
+        answered.add(offset)
+        parts = (("payments", partition), ("decisions", decided_in))
+        with self.lock:
+            self.parts.update(parts)
+            for moment in self.moments:
+                if moment.went_on_ms is None:
+                    moment.heard(at_ms, *parts)
 
     def look(self) -> None:
         """Once in a while: the clock goes on by no more than that takes."""
@@ -255,7 +289,8 @@ class Watcher(threading.Thread):
         """A fault happens now, or has lasted since then (`time.monotonic`): what was sent meanwhile counts, too."""
         with self.lock:
             at_s = self.awake_s - (0.0 if since_s is None else time.monotonic() - since_s)
-            moment = Moment(what, at_s, {p: len(offsets) for p, offsets in self.expected.items()})
+            marks = {p: len(offsets) for p, offsets in self.expected.items()}
+            moment = Moment(what, at_s, marks, time.time_ns() // 1_000_000, {*self.parts})
             self.moments.append(moment)
             return moment
 
@@ -285,6 +320,7 @@ class Feed(threading.Thread):
                 "linger.ms": 5,
                 "compression.type": "lz4",
                 "message.timeout.ms": 600_000,
+                "reconnect.backoff.max.ms": 1_000,  # or there would be nothing to answer when a broker is back
             }
         )
         self._prefix, self._load, self._watcher, self._rate = prefix, load, watcher, rate
@@ -295,19 +331,24 @@ class Feed(threading.Thread):
         self.repeats: set[Place] = set()
 
     def run(self) -> None:
-        began_s = time.monotonic()
+        due_s = time.monotonic()
         for i, wanted in enumerate(self._load):
             while self.paused.is_set():
                 self._producer.poll(0.05)
-                began_s += 0.05
-            if i % 50 == 0:
-                ahead_s = began_s + i / self._rate - time.monotonic()
+                due_s += 0.05
+            if i % SENT_AT_ONCE == 0:
+                ahead_s = due_s - time.monotonic()
+                due_s += SENT_AT_ONCE / self._rate
                 self._producer.poll(0)
                 if ahead_s > 0:
                     time.sleep(ahead_s)
             self._send(wanted)
         while self._producer.flush(1.0):
             pass
+
+    def hurry(self, rate: float) -> None:
+        """From now on at that rate: the faults are over, and the rest need not last for as long."""
+        self._rate = rate
 
     def _send(self, wanted: Wanted) -> None:
         def delivered(error: KafkaError | None, message: Any) -> None:
@@ -450,6 +491,16 @@ class Deployment:
             self._look()
         self.say(f"{moment.what}: answered after {moment.answered_s - moment.at_s:.1f} s")
 
+    def until_going_on(self, moment: Moment) -> float:
+        """Seconds from then to the first new answer of each partition, by the broker's clock."""
+        while moment.went_on_after_s is None:
+            if not self.watcher.waiting and not any(feed.is_alive() for feed in self.feeds):
+                raise ChaosError(f"{moment.what}: nothing was left to answer, so nobody can say whether it goes on")
+            time.sleep(0.05)
+            self._look()
+        self.say(f"{moment.what}: goes on after {moment.went_on_after_s} s")
+        return moment.went_on_after_s
+
     def until_answered(self) -> None:
         """All that was sent is answered. Raises `ChaosError` if nothing moves for `ANSWER_S_MAX`."""
         for feed in self.feeds:
@@ -472,6 +523,11 @@ class Deployment:
         return round(
             max((m.answered_s - m.at_s for m in self.watcher.moments if m.answered_s is not None), default=0.0), 1
         )
+
+    def longest_silence_s(self) -> float:
+        """From a fault to new answers of every partition, at most. Where faults follow on each other sooner than that,
+        from the first of them; a fault after which there was no load counts nothing."""
+        return max((m.went_on_after_s for m in self.watcher.moments if m.went_on_after_s is not None), default=0.0)
 
     def settle(self) -> None:
         """Until every worker that lives has opened what it owns."""

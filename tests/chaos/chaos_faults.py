@@ -6,6 +6,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -80,7 +81,7 @@ def alive(worker: WorkerProcess) -> None:
         raise ChaosError(f"worker {worker.name} ended by itself: {worker.log_text()[-2_000:]}")
 
 
-KILL_S = 18.0  # from one to the next; the load should last to the end of the last
+KILL_S = 25.0  # at most, from one to the next: the load must outlast the last; what is left comes faster then
 
 
 @fault("kill")
@@ -90,6 +91,7 @@ def kill(deployment: Deployment, payments: int) -> Evidence:
     workers = two_workers(deployment)
     feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, KILL_S * times))
     deployment.until_answering()
+    under_load = 0
     for number in range(1, times + 1):
         time.sleep(deployment.rng.uniform(1.0, 6.0))
         victim = deployment.rng.choice(workers)
@@ -99,8 +101,15 @@ def kill(deployment: Deployment, payments: int) -> Evidence:
         time.sleep(deployment.rng.uniform(0.0, 8.0))
         victim.start()
         deployment.until_recovered(moment)
+        under_load += feed.is_alive()
+    feed.hurry(RATE_MAX)
     feed.join()
-    return {"kills": times, "bit": AGAIN}
+    return {
+        "kills": times,
+        "under_load": under_load,
+        "goes_on_after_s_max": deployment.longest_silence_s(),
+        "bit": AGAIN,
+    }
 
 
 @fault("stop")
@@ -129,7 +138,22 @@ def stop(deployment: Deployment, payments: int) -> Evidence:
         deployment.until(lambda victim=victim, lost=lost: victim.count("lost [1-9]") > lost, "the zombie stops", 60)
         deployment.until_recovered(moment)
     feed.join()
-    return {"stops": times, "partitions_moved": moved, "bit": AGAIN}
+    return {
+        "stops": times,
+        "partitions_moved": moved,
+        "goes_on_after_s_max": deployment.longest_silence_s(),
+        "bit": AGAIN,
+    }
+
+
+GOES_ON_S_MAX = 15.0
+
+
+def in_time(went_on_s: list[float]) -> float:
+    """The longest time from the return of a leader to new answers of every partition, which has a bound."""
+    if max(went_on_s) > GOES_ON_S_MAX:
+        raise ChaosError(f"a leader is back, and new answers come only after {went_on_s} s")
+    return max(went_on_s)
 
 
 @fault("broker-kill")
@@ -138,22 +162,33 @@ def broker_kill(deployment: Deployment, payments: int) -> Evidence:
     same data. Workers stay."""
     times = deployment.times_or(min(5, max(2, payments // 50_000)))
     workers = two_workers(deployment)
-    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 30.0 * times))
+    long = payments >= 100_000
+    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, (80.0 if long else 30.0) * times))
     deployment.until_answering()
     away_s = 0.0
+    went_on_s: list[float] = []
     for _ in range(times):
         time.sleep(deployment.rng.uniform(2.0, 5.0))
         deployment.broker.kill()
         began_s = time.monotonic()
-        time.sleep(deployment.rng.uniform(5.0, 15.0) if payments < 100_000 else 60.0)
+        time.sleep(60.0 if long else deployment.rng.uniform(5.0, 15.0))
         deployment.broker.start()
         away_s += time.monotonic() - began_s
-        deployment.until_recovered(deployment.watcher.mark("the broker is back"))
+        back = deployment.watcher.mark("the broker is back")
+        went_on_s.append(deployment.until_going_on(back))
+        deployment.until_recovered(back)
+    feed.hurry(RATE_MAX)
     feed.join()
     for worker in workers:
         alive(worker)
     felt = deployment.logged("is tried again after|fetching goes on after|topics cannot be looked at")
-    return {"broker_kills": times, "away_s": round(away_s, 1), "complaints": felt, "bit": felt > 0}
+    return {
+        "broker_kills": times,
+        "away_s": round(away_s, 1),
+        "goes_on_after_s_max": in_time(went_on_s),
+        "complaints": felt,
+        "bit": felt > 0,
+    }
 
 
 @fault("join-leave")
@@ -313,6 +348,30 @@ def snapshot_unreachable(deployment: Deployment, payments: int) -> Evidence:
     complaints = worker.count("no snapshot of")
     unread = worker.count("snapshots unavailable")
     return {"complaints": complaints, "unread_at_start": unread, "bit": complaints > 0}
+
+
+@fault("snapshot-hangs")
+def snapshot_hangs(deployment: Deployment, payments: int) -> Evidence:
+    """The snapshot store takes connections and never answers; a worker on its own disk starts, and leaves in order."""
+    worker = one_worker(deployment)
+    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 30.0))
+    deployment.until_answering()
+    well_under_way(deployment, payments)
+    with socket.create_server(("127.0.0.1", 0), backlog=1_000) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/snapshots"
+        moment = deployment.watcher.mark("kill")
+        worker.kill()
+        worker.start(FRAUD_SNAPSHOT_URL=url)
+        went_on_s = deployment.until_going_on(moment)
+        deployment.until_recovered(moment)
+        unanswered = worker.count("snapshots unavailable, local state is used: .*no answer within")
+        feed.join()
+        deployment.until_answered()
+        code = worker.terminate()
+        if code:
+            raise ChaosError(f"SIGTERM ended in {code}: {worker.log_text()[-2_000:]}")
+    worker.start()
+    return {"unanswered": unanswered, "goes_on_after_s_max": went_on_s, "bit": unanswered > 0}
 
 
 @fault("snapshot-torn")
