@@ -113,13 +113,17 @@ def simulations(runs: Iterable[dict[str, Any]]) -> str:
     )
 
 
+LARGEST = ("_max", "_after_s", "_partitions_s", "_disk_s", "_restored_s", "kinds_of_poison", "accounts")
+"""Ends of names whose values are no counts: the largest of all runs is told."""
+
+
 def evidence_of(runs: list[dict[str, Any]]) -> str:
-    """Counts are added up over the runs, of `..._max` it is the largest, the rest is the last run's."""
+    """Counts are added up over the runs, of `LARGEST` it is the largest, the rest is the last run's."""
     totals: dict[str, Any] = {}
     for run in runs:
         for what, value in run.get("evidence", {}).items():
             counts = isinstance(value, int) and not isinstance(value, bool)
-            if what.endswith("_max"):
+            if what.endswith(LARGEST) and not isinstance(value, list):
                 totals[what] = max(totals.get(what, value), value)
             else:
                 totals[what] = totals.get(what, 0) + value if counts else value
