@@ -106,10 +106,10 @@ def card_precision(day: Ints, account: Ints, fraud: Bools, score: Floats) -> tup
 
 def alerted(day: Ints, score: Floats, rate: float) -> Bools:
     """Each day's ceil(rate * n) payments with the highest scores; of equal ones the earlier."""
-    order = np.lexsort((-score, day))
+    by_day = np.argsort(day, kind="stable")
     out = np.zeros(len(day), np.bool_)
-    for part in np.split(order, np.flatnonzero(np.diff(day[order])) + 1):
-        out[part[: int(np.ceil(rate * len(part)))]] = True
+    for part in np.split(by_day, np.flatnonzero(np.diff(day[by_day])) + 1):
+        out[part[np.argsort(-score[part], kind="stable")[: int(np.ceil(rate * len(part)))]]] = True
     return out
 
 

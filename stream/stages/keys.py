@@ -86,7 +86,7 @@ _entities = _Entities()
 
 
 def entities_of(tenants: Sequence[str], ids: Sequence[str], partitions: int) -> list[Entity]:
-    """Of each (tenant, id). Most runs have one tenant."""
+    """`entity_of` each (tenant, id); at once where there is one tenant, as in most runs."""
     if len(set(tenants)) == 1:
         known = _entities.of(tenants[0], partitions)
         try:
@@ -97,6 +97,7 @@ def entities_of(tenants: Sequence[str], ids: Sequence[str], partitions: int) -> 
 
 
 def entity_of(tenant_id: str, entity_id: str, partitions: int) -> Entity:
+    """`partitions`: of the topic on which its partition is asked for."""
     return _entities.of(tenant_id, partitions).get(entity_id) or _entities.make(tenant_id, entity_id, partitions)
 
 

@@ -64,6 +64,12 @@ class _Ordered:
         del keys[bisect_left(keys, key)]
 
 
+def _remove_between(ordered: dict[int, _Ordered], low: bytes, high: bytes) -> None:
+    for table, keys in ordered.items():
+        if low[:1] <= bytes([table]) <= high[:1]:  # to ask another one would put it in order, each time
+            keys.remove_between(low, high)
+
+
 class MemoryStore:
     """A store in memory, for tests, simulation and off-line runs.
 
@@ -87,8 +93,7 @@ class MemoryStore:
         for low, high in changes.ranges:
             for key in self._between(low, high):
                 del pairs[key]
-            for table in ordered:
-                ordered[table].remove_between(low, high)
+            _remove_between(ordered, low, high)
         gone = [key for key, value in writes.items() if value is None]
         for key in gone:
             if pairs.pop(key, None) is not None and key[0] in ordered:
@@ -142,8 +147,7 @@ class _Overlay:
         """As if `[low, high)` had never changed."""
         for key in self.between(low, high):
             del self.values[key]
-        for keys in self.ordered.values():
-            keys.remove_between(low, high)
+        _remove_between(self.ordered, low, high)
 
 
 class State:

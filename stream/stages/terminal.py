@@ -157,10 +157,9 @@ class TerminalStage:
         payers = keys.entities_of(tenants, [p.account_id for p in payments], self._decision_partitions)
         terminals = keys.entities_of(tenants, [p.terminal_id or p.account_id for p in payments], 1)
         minutes = local_minutes(payments)
-        amounts = [item.base_amount for item in placed]
         rows = observations(
             payments,
-            amounts=amounts,
+            amounts=[item.base_amount for item in placed],
             others=[payer.number for payer in payers],
             payments64=keys.pids64(pids),
             label_clocks=np.full(len(run), self._label_clock_ms, np.int64),
@@ -217,7 +216,7 @@ class TerminalStage:
         out: Outbox,
     ) -> None:
         """Answer all but backfills, and keep the answers for repeats."""
-        at: Sequence[int] = [i for i, item in enumerate(placed) if item.payment.mode != "backfill"]
+        at = [i for i, item in enumerate(placed) if item.payment.mode != "backfill"]
         answers = self.decider.answers(run, placed, decided, at)
         details = self.decider.details(placed, decided, at, answers) if self._details else None
         if len(at) < len(run):
