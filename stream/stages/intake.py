@@ -5,14 +5,13 @@ Its step is one foreign record. All that could ever be decided differently is de
 
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import cast
 
 import msgspec
 from msgspec import Struct
 
-from stream.stages.keys import entities_of, partition_of_origin
+from stream.stages.keys import partition_of, partition_of_origin
 from stream.stages.stage import Outbox, Record, Step
-from topics.journal import LABELS, OUTPUTS_PER_ITEM_MAX, RAW_BYTES_MAX, RAW_EXCERPT_BYTES, Oversize, Raw
+from topics.journal import LABELS, OUTPUTS_PER_ITEM_MAX, PAYMENTS, RAW_BYTES_MAX, RAW_EXCERPT_BYTES, Oversize, Raw
 
 ACCOUNT_JOURNAL = "account-journal"
 TRACEPARENT_CHARS_MAX = 64
@@ -26,14 +25,13 @@ class _Whose(Struct, gc=False):
     kind: object = None
 
 
-_whose = msgspec.json.Decoder(_Whose).decode
-_NOBODY = _Whose()
+_whose = msgspec.json.Decoder(_Whose)
 
 
-def whose(value: bytes | None) -> _Whose | None:
-    """Account, tenant and kind that a record names, or None; of one over `RAW_BYTES_MAX`, None."""
+def whose(value: bytes) -> _Whose | None:
+    """Account, tenant and kind that a record names, or None."""
     try:
-        return _whose(value) if value and len(value) <= RAW_BYTES_MAX else None
+        return _whose.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
@@ -49,27 +47,32 @@ class Intake:
         self.partitions = partitions
 
     def apply(self, steps: Sequence[Step], out: Outbox) -> None:
-        source = self.source
-        records = cast("list[Record]", [step.item for step in steps])
-        seen = [whose(record.value) for record in records]
-        named = [_NOBODY if who is None else who for who in seen]
-        homes = entities_of([who.tenant_id for who in named], [who.account_id or "" for who in named], self.partitions)
-        for step, record, who, home in zip(steps, records, seen, homes, strict=True):
+        source, partitions = self.source, self.partitions
+        for step in steps:
+            record = step.item
+            assert type(record) is Record
             value = record.value or b""
-            traceparent = _traceparent(record) if record.headers else None
+            oversize = None
             if len(value) > RAW_BYTES_MAX:
                 oversize = Oversize(len(value), sha256(value).digest())
-                raw = Raw(step.offset, 0, source, record.at_ms, value[:RAW_EXCERPT_BYTES], traceparent, oversize)
-            else:
-                raw = Raw(step.offset, 0, source, record.at_ms, value, traceparent)
-            if who is not None and source == LABELS and who.kind == "clock":
-                for partition in range(self.partitions):
-                    out.journal(step, ACCOUNT_JOURNAL, partition, raw)
-            elif who is None or who.account_id is None:
-                partition = partition_of_origin(self.topic_id, self.partition, step.offset, self.partitions)
+                value = value[:RAW_EXCERPT_BYTES]
+            seen = None if oversize else whose(value)
+            traceparent = _traceparent(record) if record.headers else None
+            raw = Raw(step.offset, 0, source, record.at_ms, value, traceparent, oversize)
+            if source == PAYMENTS and seen is not None and seen.account_id is not None:
+                partition = partition_of(seen.tenant_id, seen.account_id, partitions)
                 out.journal(step, ACCOUNT_JOURNAL, partition, raw)
-            else:
-                out.journal(step, ACCOUNT_JOURNAL, home.partition, raw)
+                continue
+            for partition in self._destinations(seen, step.offset):
+                out.journal(step, ACCOUNT_JOURNAL, partition, raw)
+
+    def _destinations(self, seen: _Whose | None, offset: int) -> Sequence[int]:
+        if seen is not None:
+            if self.source == LABELS and seen.kind == "clock":
+                return range(self.partitions)
+            if seen.account_id is not None:
+                return (partition_of(seen.tenant_id, seen.account_id, self.partitions),)
+        return (partition_of_origin(self.topic_id, self.partition, offset, self.partitions),)
 
     def skip(self, steps: Sequence[Step], out: Outbox) -> None:
         """Intake never fails on a record; a skipped one is simply not passed on."""

@@ -4,6 +4,7 @@ They are part of the contract between journals and state: changing one is a new 
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from topics.payment import Payment
 
 PID_BYTES = 16
 _TEST = "\0test"
-CACHED_MAX = 400_000  # an entity comes again soon, and its hashes with it; about 500 bytes each
+CACHED_MAX = 400_000  # an entity comes again soon, and its hashes with it; at most about 500 bytes each
 
 TABLE_GLOBALS = b"G"
 TABLE_LEDGER = b"L"
@@ -31,6 +32,7 @@ TABLE_MARKER = b"M"
 ENTITY_STORE_KEY = b"e"
 
 
+@lru_cache(maxsize=CACHED_MAX // 4)
 def partition_of(tenant_id: str, entity_id: str, partitions: int) -> int:
     """The partition of an entity, by our own partitioner: what a producer's client chose does not matter.
 
@@ -153,8 +155,7 @@ def time_key(table: bytes, at_ms: int, pid: bytes = b"") -> bytes:
 
 def time_keys(table: bytes, at_ms: Sequence[int], pids: Sequence[bytes]) -> list[bytes]:
     """`time_key` of each."""
-    times = np.maximum(np.array(at_ms, np.int64), 0).astype(">i8").tobytes()
-    return [table + times[i : i + 8] + pid for i, pid in zip(range(0, len(times), 8), pids, strict=True)]
+    return [table + (ms if ms > 0 else 0).to_bytes(8, "big") + pid for ms, pid in zip(at_ms, pids, strict=True)]
 
 
 def epoch_key(table: bytes, epoch: int, pid: bytes = b"") -> bytes:
