@@ -15,6 +15,7 @@ from sim_world import JOURNALS, World
 
 from stream.features import ENTITY_INDEX, MODEL_NAMES
 from stream.model.compiled import Compiled
+from stream.model.sampling import NOTABLE_PROBABILITY
 from stream.replay.log import local_topic_id
 from stream.rules.default import DEFAULT_RULES
 from stream.rules.policy import DEFAULT_POLICY, VERDICTS, decode_policy, policy_version
@@ -441,7 +442,7 @@ class Reading:
         self.unsure: dict[bytes, float] = {}
         self.judged: dict[bytes, Judged] = {}
         self.through: dict[bytes, bool] = {}
-        self.due_ms = self.reached_ms = 0
+        self.due_ms = self.soon_ms = self.reached_ms = 0
         self.road_ms = self.dropped_ms = 0
 
     def read(self, items: list[tuple[int, int, Any, Item]]) -> None:
@@ -461,8 +462,8 @@ class Reading:
                     self.dropped_ms = max(self.dropped_ms, self._kept_from_ms())
                 self._mature(examples)
                 self.due_ms = min(self.clocks) - self.limits.maturity_ms
-                soon_ms = min(self.clocks) - min(self.limits.maturity_ms, PROVISIONAL_MS)
-                self.reached_ms = max(self.reached_ms, soon_ms)  # a longer horizon takes nothing back
+                self.soon_ms = min(self.clocks) - min(self.limits.maturity_ms, PROVISIONAL_MS)
+                self.reached_ms = max(self.reached_ms, self.soon_ms)  # a longer horizon takes nothing back
             else:
                 require(not examples, "an example of", type(item).__name__)
                 if isinstance(item, Became):
@@ -605,15 +606,17 @@ class Reading:
                 self.unsure.pop(example.pid, None)
 
     def _complete(self) -> None:
-        """All that was due at the last clock has taught."""
+        """All that was due at the last clock has taught, and what nobody took for fraud as soon as silence teaches."""
         for pid, item in self.placed.items():
             event_ms = item.payment.event_time
-            if event_ms > self.due_ms or event_ms <= self.road_ms + 86_400_000 or item.payment.mode == "test":
+            if event_ms > self.soon_ms or event_ms <= self.road_ms + 86_400_000 or item.payment.mode == "test":
+                continue
+            decision = self.firsts.get(pid)
+            if event_ms > self.due_ms and (decision is None or (decision.probability or 0.0) >= NOTABLE_PROBABILITY):
                 continue
             judged = self.judged.get(pid)
             if judged is not None and judged.fraud is not None:
                 require(self.taught.get(pid) == judged.fraud, "a label did not teach", judged)
-            decision = self.firsts.get(pid)
             through = self.through.get(pid, decision is None or decision.outcome != "decline")
             if judged is not None or pid in self.told_late or not through or not keep_legitimate(pid64(pid)):
                 continue

@@ -4,7 +4,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 import msgspec
-from sim_small import BAD_CLOCK, BAD_CLOCK_ONE_IN, BOMB_AMOUNT, LATE_BOMB_AMOUNT
+from sim_small import BAD_CLOCK, BAD_CLOCK_ONE_IN, BOMB_AMOUNT, LATE_BOMB_AMOUNT, PROVISIONAL_MS
 
 from stream.rules.default import DEFAULT_RULES
 from stream.rules.policy import Policy
@@ -243,14 +243,16 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
             events.append(_control(rng, at, forgetful, kind))
             if kind == "settings":
                 limits = _settings_in(events[-1])
-    # After all else some payments, and a clock that stands to the millisecond where they mature.
+    # After all else some payments, and a clock that stands to the millisecond where they mature; and others whose
+    # silence begins to teach at that very clock.
     at = max(event.at_ms for event in events) + 1_000
     if rng.random() < 0.2:  # and on that very clock the terminal stage fails
         at += (BAD_CLOCK - at - limits.maturity_ms) % BAD_CLOCK_ONE_IN
-    for number in range(4):
-        payment = _payment(rng, payments + number, at, accounts, terminals) | {"event_time": at, "mode": "live"}
-        send(at, "payments", encode(payment))
     last = at + limits.maturity_ms
+    soon = last - min(limits.maturity_ms, PROVISIONAL_MS)
+    for number, when in enumerate([at] * 4 + [soon] * 4):
+        payment = _payment(rng, payments + number, when, accounts, terminals) | {"event_time": when, "mode": "live"}
+        send(when, "payments", encode(payment))
     for when in range(START_MS, last, DAY_MS // rng.choice((1, 2, 4))):
         send(when, "labels", encode({"kind": "clock", "observed_at": when}))
     send(last, "labels", encode({"kind": "clock", "observed_at": last}))
