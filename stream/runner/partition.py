@@ -10,7 +10,6 @@ Bounds: one entry per sender partition in `origins`, one per destination partiti
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import repeat
 from typing import NamedTuple
 
 import msgspec
@@ -24,7 +23,7 @@ from stream.runner.errors import (
     StepFailed,
     Unreadable,
 )
-from stream.stages.stage import Header, Journal, Record, Stage, Step
+from stream.stages.stage import Header, Journal, Record, Row, Stage, Step
 from stream.stages.state import Changes, State
 from topics.journal import (
     BLOCK_BYTES_MAX,
@@ -407,31 +406,14 @@ class _Outbox:
             self._raw_bytes[to] = (self._raw_bytes[to] if items else 0) + size
         items.append(item)
 
-    def record(
-        self, step: Step, topic: str, partition: int, key: bytes | None, value: bytes, headers: list[Header]
-    ) -> None:
-        runner = self._runner
-        if step.offset < runner.suppress_below:
-            runner.suppressed += 1
-            return
+    def records(self, steps: Sequence[Step], topic: str, rows: Sequence[Row]) -> None:
+        runner, generation = self._runner, self._generation
+        if steps[0].offset < runner.suppress_below:
+            sent = [row for step, row in zip(steps, rows, strict=True) if step.offset >= runner.suppress_below]
+            runner.suppressed += len(rows) - len(sent)
+            rows = sent
         # `tuple.__new__` takes half of the time of `Send(...)`.
-        self._sends.append(_new(Send, (topic, partition, key, value, headers, self._generation)))
-
-    def records(
-        self,
-        steps: Sequence[Step],
-        topic: str,
-        partitions: Sequence[int],
-        keys: Sequence[bytes | None],
-        values: Sequence[bytes],
-        headers: Sequence[list[Header]],
-    ) -> None:
-        runner = self._runner
-        rows = zip(repeat(topic), partitions, keys, values, headers, repeat(self._generation))
-        if steps and steps[0].offset < runner.suppress_below:
-            rows = [row for step, row in zip(steps, rows, strict=False) if step.offset >= runner.suppress_below]
-            runner.suppressed += len(steps) - len(rows)
-        self._sends += [_new(Send, row) for row in rows]
+        self._sends += [_new(Send, (topic, *row, generation)) for row in rows]
 
     def _close(self, to: tuple[str, int]) -> None:
         items = self._open.pop(to, None)

@@ -27,10 +27,10 @@ from stream.features import local_minutes
 from stream.stages import keys
 from stream.stages.answers import SKIPPED, Answerer, clean_traceparent
 from stream.stages.control import Meaning
-from stream.stages.observe import observations
+from stream.stages.observe import keep, kept_in, observations
 from stream.stages.stage import Outbox, Step, origin_n, runs_of
 from stream.stages.state import State
-from stream.windows.entity import STORE_KEY, EntityWindows
+from stream.windows.entity import EntityWindows
 from topics.codec import Parsed, parse_label, parse_payment, parse_update
 from topics.journal import (
     LABELS,
@@ -155,6 +155,7 @@ class AccountStage:
         self._terminal_partitions = terminal_partitions
         self._slots_max = slots_max
         self.windows = EntityWindows(plain=plain)
+        self._kept = kept_in(state)
         self.meaning = Meaning(state)
         self._answers = Answerer(self.meaning, partition=partition, decision_partitions=decision_partitions)
         self.counts: Counter[str] = Counter()
@@ -183,12 +184,7 @@ class AccountStage:
                 self._answers.refuse(step, step.item, step.sender, None, SKIPPED, out)
 
     def settle(self) -> None:
-        changed = self.windows.export_dirty()
-        began = changed.pop(STORE_KEY, None)
-        if began is not None:
-            self._state.put(keys.ENTITY_STORE_KEY, began)
-        self._state.put_all(keys.TABLE_ENTITY, changed)
-        self.windows.evict(self._slots_max)
+        keep(self.windows, self._state, self._slots_max)
         self._globals.watermarks = [(*source, ms) for source, ms in sorted(self._watermarks.items())]
         self._state.put(keys.TABLE_GLOBALS, msgspec.msgpack.encode(self._globals))
 
@@ -246,13 +242,14 @@ class AccountStage:
         known = self._known_ids(payments, pids)
         prints = keys.fingerprints([found.fingerprint_source for found in parsed])
         raws = cast("list[Raw]", [step.item for step in steps])
+        base_amounts = list(map(self.meaning.base_amount, payments))
         timely = self._surely_timely(raws, payments, accounts)
         watermarks, lateness_ms = self._watermarks, limits.lateness_ms
         waiting: list[_First | _Repeated] = []
         entries: dict[bytes, bytes] = {}
         epoch, prefix = -1, b""
         for step, raw, payment, pid, print_, account, terminal, base_amount in zip(
-            steps, raws, payments, pids, prints, accounts, terminals, self.meaning.base_amounts(payments), strict=True
+            steps, raws, payments, pids, prints, accounts, terminals, base_amounts, strict=True
         ):
             event_ms, test = payment.event_time, payment.mode == "test"
             if not timely:
@@ -400,7 +397,7 @@ class AccountStage:
     def _observe(self, firsts: Sequence[_First]) -> list[bytes]:
         """One block of float32 features per payment, in order."""
         payments = [w.payment for w in firsts]
-        slots = self.windows.slots([w.account.key for w in firsts], self._load)
+        slots = self.windows.slots([w.account.key for w in firsts], self._kept)
         rows = observations(
             payments,
             amounts=[w.base_amount for w in firsts],
@@ -413,9 +410,6 @@ class AccountStage:
         flat = np.ascontiguousarray(matrix, dtype=np.float32).tobytes()
         width = len(flat) // len(firsts)
         return [flat[i * width : (i + 1) * width] for i in range(len(firsts))]
-
-    def _load(self, wanted: list[bytes]) -> list[bytes | None]:
-        return self._state.get_many([key or keys.ENTITY_STORE_KEY for key in wanted])
 
     def _emit_repeat(self, w: _Repeated, out: Outbox) -> None:
         step, raw, payment = w.step, w.raw, w.payment
@@ -509,7 +503,7 @@ class AccountStage:
         if labels[1:] and (truth.fraud, truth.weight) == (before.fraud, before.weight):
             return False
         assert word.account_id is not None
-        slot = int(self.windows.slots([keys.entity_key(word.tenant_id, word.account_id)], self._load)[0])
+        slot = int(self.windows.slots([keys.entity_key(word.tenant_id, word.account_id)], self._kept)[0])
         observed_ms = word.observed_at if truth.fraud else 0
         self.windows.label(
             slot,

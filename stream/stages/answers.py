@@ -14,7 +14,7 @@ from msgspec import Struct
 from stream.features import FEATURES_VERSION
 from stream.stages.control import Meaning
 from stream.stages.keys import Entity, entity_of, partition_of_origin
-from stream.stages.stage import Header, Outbox, Step, origin_n
+from stream.stages.stage import Header, Outbox, Row, Step, origin_n
 from topics.cards import any_card_number
 from topics.dead_letter import dead_letter_headers, dead_letter_of
 from topics.decision import Decision, Origin, Position, Versions
@@ -113,7 +113,7 @@ class Answerer:
         else:
             account = entity_of(tenant_id, account_id, n)
             key, partition = account.text, account.partition
-        out.record(step, DECISIONS, partition, key, value, answer_headers(delivery, repeat=repeat))
+        out.records([step], DECISIONS, [(partition, key, value, answer_headers(delivery, repeat=repeat))])
 
     def send_decided(
         self,
@@ -125,10 +125,18 @@ class Answerer:
         out: Outbox,
     ) -> None:
         """The first answers to payments that were decided; and their details, on the same partitions."""
-        partitions, texts = [account.partition for account in accounts], [account.text for account in accounts]
-        out.records(steps, DECISIONS, partitions, texts, values, list(map(_first_headers, placed)))
+        if not steps:
+            return
+        answers = [
+            (account.partition, account.text, value, _first_headers(item))
+            for account, value, item in zip(accounts, values, placed, strict=True)
+        ]
+        out.records(steps, DECISIONS, answers)
         if details is not None:
-            out.records(steps, DETAILS, partitions, texts, details, [[] for _ in details])
+            described: list[Row] = [
+                (account.partition, account.text, value, []) for account, value in zip(accounts, details, strict=True)
+            ]
+            out.records(steps, DETAILS, described)
 
     def bury(self, step: Step, raw: Raw, sender: tuple[bytes, int], topic: str, refusal: Refusal, out: Outbox) -> None:
         """Keep a record that was refused: where it stood, why, and a masked excerpt."""
@@ -141,7 +149,7 @@ class Answerer:
             sha256=None if oversize is None else oversize.sha256.hex(),
         )
         partition = partition_of_origin(*sender, raw.offset, self._decision_partitions)
-        out.record(step, DEAD_LETTERS, partition, None, _encode(letter), dead_letter_headers(letter))
+        out.records([step], DEAD_LETTERS, [(partition, None, _encode(letter), dead_letter_headers(letter))])
 
 
 class Delivery(Struct, frozen=True, gc=False):

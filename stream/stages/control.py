@@ -73,11 +73,6 @@ class Meaning:
             self.engine = _held(payload_as(control_of(marker), Engine).engine)
             self._state.put(keys.TABLE_MARKER + b"engine", b"%d" % self.engine)
 
-    def base_amounts(self, payments: Sequence[Payment]) -> list[int]:
-        """`base_amount` of each."""
-        base = self._rates.base
-        return [p.amount if p.currency == base else self.base_amount(p) for p in payments]
-
     def base_amount(self, payment: Payment) -> int:
         """The amount in minor units of the base currency, -1 where no rate is known: nothing is guessed."""
         rates = self._rates

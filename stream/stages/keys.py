@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from topics.payment import Payment
 
 PID_BYTES = 16
-_TEST = "\0test"
 CACHED_MAX = 400_000  # an entity comes again soon, and its hashes with it; at most about 500 bytes each
 
 TABLE_GLOBALS = b"G"
@@ -108,16 +107,13 @@ def payment_hash(tenant_id: str, account_id: str, payment_id: str, test: bool = 
 
     Keyed by a sender's strings, so a cryptographic hash: nobody shall craft two payments that collide.
     """
-    text = f"{tenant_id}\0{account_id}\0{payment_id}{_TEST if test else ''}"
+    text = f"{tenant_id}\0{account_id}\0{payment_id}\0test" if test else f"{tenant_id}\0{account_id}\0{payment_id}"
     return blake2b(text.encode(), digest_size=PID_BYTES).digest()
 
 
 def payment_hashes(payments: Sequence[Payment]) -> list[bytes]:
     """`payment_hash` of each."""
-    texts = [
-        f"{p.tenant_id}\0{p.account_id}\0{p.payment_id}{_TEST if p.mode == 'test' else ''}".encode() for p in payments
-    ]
-    return [blake2b(text, digest_size=PID_BYTES).digest() for text in texts]
+    return [payment_hash(p.tenant_id, p.account_id, p.payment_id, p.mode == "test") for p in payments]
 
 
 def fingerprints(business_contents: Sequence[bytes]) -> list[bytes]:

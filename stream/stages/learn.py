@@ -101,4 +101,4 @@ class LearnStage:
         else:
             self.counts["held"] += 1
         held = result.verdict.why if isinstance(result, Held) else None
-        out.record(step, CONTROL, 0, b"model", model_record(result.compiled, held), [])
+        out.records([step], CONTROL, [(0, b"model", model_record(result.compiled, held), [])])

@@ -1,6 +1,6 @@
-"""Payments as the rows that the windows take."""
+"""Payments as the rows that the windows take, and the windows in a stage's state."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any
@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.features import NAN
-from stream.windows.entity import Observations
+from stream.stages import keys
+from stream.stages.state import State
+from stream.windows.entity import STORE_KEY, EntityWindows, Observations
 from topics.payment import Payment
 
 NANS = np.full(1_000, np.nan, np.float32)  # read only; the kernels' types know of no flag for that
@@ -20,6 +22,21 @@ _event_time = attrgetter("event_time")
 _latitude = attrgetter("latitude")
 _longitude = attrgetter("longitude")
 _mcc = attrgetter("mcc")
+
+
+def kept_in(state: State) -> Callable[[list[bytes]], list[bytes | None]]:
+    """What `EntityWindows.slots` loads from."""
+    return lambda wanted: state.get_many([key or keys.ENTITY_STORE_KEY for key in wanted])
+
+
+def keep(windows: EntityWindows, state: State, slots_max: int) -> None:
+    """Write what changed, and leave at most `slots_max` entities in memory."""
+    changed = windows.export_dirty()
+    began = changed.pop(STORE_KEY, None)
+    if began is not None:
+        state.put(keys.ENTITY_STORE_KEY, began)
+    state.put_all(keys.TABLE_ENTITY, changed)
+    windows.evict(slots_max)
 
 
 def observations(

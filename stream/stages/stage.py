@@ -13,6 +13,8 @@ from msgspec import Struct
 from topics.journal import Item
 
 Header = tuple[str, bytes]
+Row = tuple[int, bytes | None, bytes, list[Header]]
+"""Partition, key, value and headers of a record that is sent."""
 
 
 class Record(NamedTuple):
@@ -71,22 +73,9 @@ class Outbox(Protocol):
         """To a journal. The item's `(offset, n)` must be `origin(step, j)`, j ascending within the step."""
         ...
 
-    def record(
-        self, step: Step, topic: str, partition: int, key: bytes | None, value: bytes, headers: list[Header]
-    ) -> None:
-        """To a topic that is not a journal: decisions, details, dead letters, control."""
-        ...
-
-    def records(
-        self,
-        steps: Sequence[Step],
-        topic: str,
-        partitions: Sequence[int],
-        keys: Sequence[bytes | None],
-        values: Sequence[bytes],
-        headers: Sequence[list[Header]],
-    ) -> None:
-        """`record` of each row. Lists of one length; steps in their order."""
+    def records(self, steps: Sequence[Step], topic: str, rows: Sequence[Row]) -> None:
+        """To a topic that is not a journal: decisions, details, dead letters, control. A row for each step, at least
+        one, in their order."""
         ...
 
 

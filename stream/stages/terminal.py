@@ -28,10 +28,10 @@ from stream.stages.account import TERMINAL_JOURNAL
 from stream.stages.answers import EXPIRED, SKIPPED, Answerer, delivery_of
 from stream.stages.control import Meaning
 from stream.stages.decide import Decided, Decider
-from stream.stages.observe import observations
+from stream.stages.observe import keep, kept_in, observations
 from stream.stages.stage import Outbox, Step, origin_n, runs_of
 from stream.stages.state import State
-from stream.windows.entity import STORE_KEY, EntityWindows, Observations
+from stream.windows.entity import EntityWindows, Observations
 from topics.journal import (
     EXAMPLE_CORRECTED,
     EXAMPLE_LABELLED,
@@ -93,6 +93,7 @@ class TerminalStage:
         self._slots_max = slots_max
         self._details = details
         self.windows = EntityWindows(plain=plain)
+        self._kept = kept_in(state)
         self.meaning = Meaning(state)
         self.decider = Decider(state, self.meaning, partition=partition)
         self._decision_partitions = decision_partitions
@@ -128,12 +129,7 @@ class TerminalStage:
                 self._advance(item)
 
     def settle(self) -> None:
-        changed = self.windows.export_dirty()
-        began = changed.pop(STORE_KEY, None)
-        if began is not None:
-            self._state.put(keys.ENTITY_STORE_KEY, began)
-        self._state.put_all(keys.TABLE_ENTITY, changed)
-        self.windows.evict(self._slots_max)
+        keep(self.windows, self._state, self._slots_max)
         self._state.put(keys.TABLE_GLOBALS, msgspec.msgpack.encode(self._globals))
 
     @property
@@ -194,18 +190,15 @@ class TerminalStage:
         """The terminals' features; a row of NaN where a payment names none."""
         maturity_ms = self.meaning.limits.maturity_ms
         if all(at_terminal):
-            slots = self.windows.slots([terminal.key for terminal in terminals], self._load)
+            slots = self.windows.slots([terminal.key for terminal in terminals], self._kept)
             return self.windows.observe(slots, rows, maturity_ms=maturity_ms)
         block = np.full((len(terminals), len(ENTITY_FEATURES)), np.nan, np.float32)
         named = np.flatnonzero(at_terminal)
         if len(named):
-            slots = self.windows.slots([terminals[i].key for i in named.tolist()], self._load)
+            slots = self.windows.slots([terminals[i].key for i in named.tolist()], self._kept)
             some = Observations(*[cast("NDArray[Any]", column)[named] for column in rows])
             block[named] = self.windows.observe(slots, some, maturity_ms=maturity_ms)
         return block
-
-    def _load(self, wanted: list[bytes]) -> list[bytes | None]:
-        return self._state.get_many([key or keys.ENTITY_STORE_KEY for key in wanted])
 
     def _answer(
         self,
@@ -358,7 +351,7 @@ class TerminalStage:
     def _mark_terminal(self, row: pending.Row, judged: Judged) -> None:
         if not row.entity:
             return
-        slot = int(self.windows.slots([row.entity], self._load)[0])
+        slot = int(self.windows.slots([row.entity], self._kept)[0])
         fraud = bool(judged.fraud)
         self.windows.label(
             slot,

@@ -42,7 +42,7 @@ class Toy:
                 raise RuntimeError("a bug")
             self._append(value or b"")
             out.journal(step, "terminal-journal", 0, Raw(step.offset, origin_n(step, 0), 0, 0, value or b""))
-            out.record(step, "decisions", 0, None, value or b"", [])
+            out.records([step], "decisions", [(0, None, value or b"", [])])
 
     def _append(self, value: bytes) -> None:
         self.state.put(b"K", (self.state.get(b"K") or b"") + value + b",")
@@ -50,7 +50,7 @@ class Toy:
     def skip(self, steps: Sequence[Step], out: Outbox) -> None:
         for step in steps:
             self.skipped.append(step.offset)
-            out.record(step, "decisions", 0, None, b"refused", [])
+            out.records([step], "decisions", [(0, None, b"refused", [])])
 
     def settle(self) -> None:
         pass

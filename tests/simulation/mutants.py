@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 RUNNER = "stream/runner/partition.py"
 ACCOUNT = "stream/stages/account.py"
 TERMINAL = "stream/stages/terminal.py"
+OBSERVE = "stream/stages/observe.py"
 STATE = "stream/stages/state.py"
 LEARNER = "stream/model/learner.py"
 CONTROL = "stream/stages/control.py"
@@ -142,11 +143,14 @@ MUTANTS = (
     ),
     Mutant(
         "answers suppressed one too far",
-        ((RUNNER, "if step.offset < runner.suppress_below:", "if step.offset <= runner.suppress_below:"),),
+        (
+            (RUNNER, "if steps[0].offset < runner.suppress_below:", "if steps[0].offset <= runner.suppress_below:"),
+            (RUNNER, "if step.offset >= runner.suppress_below]", "if step.offset > runner.suppress_below]"),
+        ),
     ),
     Mutant(
         "windows not in the checkpoint",
-        ((ACCOUNT, "        self._state.put_all(keys.TABLE_ENTITY, changed)\n", ""),),
+        ((OBSERVE, "    state.put_all(keys.TABLE_ENTITY, changed)\n", ""),),
     ),
     Mutant(
         "contradiction answered as a repeat",

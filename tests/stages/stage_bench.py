@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from stream.stages.account import AccountStage
-from stream.stages.stage import Header, Step
+from stream.stages.stage import Header, Row, Step
 from stream.stages.state import MemoryStore, State
 from stream.stages.terminal import TerminalStage
 from topics.control import encode_control
@@ -29,21 +29,8 @@ class Collected:
     def journal(self, step: Step, topic: str, partition: int, item: Item) -> None:
         self.items.append((topic, partition, item))
 
-    def record(
-        self, step: Step, topic: str, partition: int, key: bytes | None, value: bytes, headers: list[Header]
-    ) -> None:
-        self.kept.append((topic, partition, key, value, headers))
-
-    def records(
-        self,
-        steps: Sequence[Step],
-        topic: str,
-        partitions: Sequence[int],
-        keys: Sequence[bytes | None],
-        values: Sequence[bytes],
-        headers: Sequence[list[Header]],
-    ) -> None:
-        self.kept += [(topic, *row) for _, *row in zip(steps, partitions, keys, values, headers, strict=True)]
+    def records(self, steps: Sequence[Step], topic: str, rows: Sequence[Row]) -> None:
+        self.kept += [(topic, *row) for _, row in zip(steps, rows, strict=True)]
 
     def of(self, kind: type) -> list[Any]:
         return [item for _, _, item in self.items if isinstance(item, kind)]

@@ -200,9 +200,6 @@ class Taken:
     def journal(self, step: Step, topic: str, partition: int, item: Any) -> None:
         self.markers.append((topic, item))
 
-    def record(self, *_: Any) -> None:
-        raise AssertionError("control goes to journals only")
-
     def records(self, *_: Any) -> None:
         raise AssertionError("control goes to journals only")
 
