@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from chaos_deployment import AnyBroker, ChaosError, Deployment, WorkerProcess
+from chaos_deployment import AnyBroker, ChaosError, Deployment, Feed, WorkerProcess
 from chaos_load import Load, Mix
 
 from stream.broker.embedded import EmbeddedBroker
@@ -74,6 +74,14 @@ def one_worker(deployment: Deployment, **environment: Any) -> WorkerProcess:
     worker = deployment.worker("a", **environment)
     deployment.settle()
     return worker
+
+
+def one_worker_answering(deployment: Deployment, payments: int, load_s: float) -> tuple[WorkerProcess, Feed]:
+    """One worker, and a load of about `load_s` seconds that it has begun to answer."""
+    worker = one_worker(deployment)
+    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, load_s))
+    deployment.until_answering()
+    return worker, feed
 
 
 def alive(worker: WorkerProcess) -> None:
@@ -227,9 +235,7 @@ def join_leave(deployment: Deployment, payments: int) -> Evidence:
 @fault("state-deleted")
 def state_deleted(deployment: Deployment, payments: int) -> Evidence:
     """The whole state directory of a killed worker is gone; it comes back from snapshots and journals."""
-    worker = one_worker(deployment)
-    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 40.0))
-    deployment.until_answering()
+    worker, feed = one_worker_answering(deployment, payments, 40.0)
     deployment.until(lambda: any(deployment.snapshot_path.glob("terminal-journal/*/manifests/*")), "a snapshot")
     well_under_way(deployment, payments)
     time.sleep(deployment.rng.uniform(1.0, 4.0))
@@ -246,9 +252,7 @@ def state_deleted(deployment: Deployment, payments: int) -> Evidence:
 @fault("flip")
 def flip(deployment: Deployment, payments: int) -> Evidence:
     """A byte flipped in the SSTs, the write-ahead log or the manifest of stores, after a SIGKILL."""
-    worker = one_worker(deployment)
-    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 45.0))
-    deployment.until_answering()
+    worker, feed = one_worker_answering(deployment, payments, 45.0)
     well_under_way(deployment, payments)
     flipped: dict[str, int] = {}
     for pattern in ("*.sst", "*.log", "MANIFEST-*"):
@@ -333,9 +337,7 @@ def snapshot_unreachable(deployment: Deployment, payments: int) -> Evidence:
     """The snapshot store cannot be written for a while, nor read when a worker starts."""
     deployment.snapshot_path.parent.mkdir(exist_ok=True)
     deployment.snapshot_path.write_text("a file where a directory should be")
-    worker = one_worker(deployment)
-    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 25.0))
-    deployment.until_answering()
+    worker, feed = one_worker_answering(deployment, payments, 25.0)
     deployment.until(lambda: worker.count("no snapshot of") > 0, "it says so", 60)
     well_under_way(deployment, payments)
     moment = deployment.watcher.mark("kill")
@@ -353,9 +355,7 @@ def snapshot_unreachable(deployment: Deployment, payments: int) -> Evidence:
 @fault("snapshot-hangs")
 def snapshot_hangs(deployment: Deployment, payments: int) -> Evidence:
     """The snapshot store takes connections and never answers; a worker on its own disk starts, and leaves in order."""
-    worker = one_worker(deployment)
-    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 30.0))
-    deployment.until_answering()
+    worker, feed = one_worker_answering(deployment, payments, 30.0)
     well_under_way(deployment, payments)
     with socket.create_server(("127.0.0.1", 0), backlog=1_000) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/snapshots"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from chaos_deployment import ChaosError, Deployment
-from chaos_faults import RATE_MAX, Evidence, alive, fault, in_time, one_worker, rate_for, two_workers
+from chaos_faults import RATE_MAX, Evidence, alive, fault, in_time, one_worker_answering, rate_for, two_workers
 from chaos_load import Load
 from confluent_kafka.admin import AdminClient
 
@@ -140,9 +140,7 @@ def broker_disk_full(deployment: Deployment, payments: int) -> Evidence:
     """The broker's disk fills up, so it halts; there is room again, and it is started."""
     broker = deployment.broker
     assert isinstance(broker, EmbeddedBroker)
-    worker = one_worker(deployment)
-    feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 60.0))
-    deployment.until_answering()
+    worker, feed = one_worker_answering(deployment, payments, 60.0)
     time.sleep(deployment.rng.uniform(3.0, 6.0))
     complaints = worker.count(COMPLAINTS)
     filler = broker.home.directory.parent / "filler"
