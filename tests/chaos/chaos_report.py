@@ -37,8 +37,8 @@ repeats it; mutants are patches to the source that some seed must find.
 
 Again: `python tests/simulation --seeds N --seed S --mutants --record --json`.
 
-| seeds | from seed | failures | mutants | survivors | crash points that never fired | seeds a second |
-|---|---|---|---|---|---|---|
+| seeds | from seed | failures | mutants | survivors | crash points that never fired | seeds a second | commit |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -108,7 +108,7 @@ def simulations(runs: Iterable[dict[str, Any]]) -> str:
     return "".join(
         f"| {run['seeds']:,} | {run['seed']} | {len(run['failures'])} | {run['mutants'] or 'not tried'} | "
         f"{len(run['survivors']) if run['mutants'] else ''} | {len(run['silent_crash_points'])} | "
-        f"{run['seeds_per_second']} |\n"
+        f"{run['seeds_per_second']} | {run.get('commit', '')} |\n"
         for run in runs
     )
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -370,7 +371,7 @@ def planted(mutant: Mutant, directory: Path) -> None:
 
 def _run(source: Path, *arguments: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(Path(__file__).parent), *arguments],
+        [sys.executable, str(Path(__file__).parent), "--jobs", "1", *arguments],
         env={**os.environ, "FRAUD_SIMULATED_SOURCE": str(source), "PYTHONHASHSEED": hash_seed},
         capture_output=True,
         text=True,
@@ -399,18 +400,17 @@ def caught_by(mutant: Mutant, seeds: int = SEEDS_MAX) -> str | None:
         return said[:160]
 
 
-def surviving(*, verbose: bool = False, names: tuple[str, ...] = ()) -> list[str]:
-    """Names of the mutants that no seed found."""
+def surviving(*, verbose: bool = False, names: tuple[str, ...] = (), jobs: int = 1) -> list[str]:
+    """Names of the mutants that no seed found. `jobs`: mutants at a time."""
     sound = caught_by(SOUND, seeds=3)
     if sound is not None:
         raise RuntimeError(f"the source fails without any fault in it, so mutants prove nothing: {sound}")
+    tried = [mutant for mutant in MUTANTS if not names or mutant.name in names]
     survivors: list[str] = []
-    for mutant in MUTANTS:
-        if names and mutant.name not in names:
-            continue
-        found = caught_by(mutant)
-        if verbose:
-            print(f"mutant {mutant.name}: {found or 'SURVIVED'}", flush=True)
-        if found is None:
-            survivors.append(mutant.name)
+    with ThreadPoolExecutor(jobs) as pool:
+        for mutant, found in zip(tried, pool.map(caught_by, tried), strict=True):
+            if verbose:
+                print(f"mutant {mutant.name}: {found or 'SURVIVED'}", flush=True)
+            if found is None:
+                survivors.append(mutant.name)
     return survivors

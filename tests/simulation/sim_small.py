@@ -36,13 +36,16 @@ NEVER = -1
 BOMB_AMOUNT = 13_131_313  # the account stage fails on it
 LATE_BOMB_AMOUNT = 13_131_314  # the terminal stage does
 BAD_CLOCK, BAD_CLOCK_ONE_IN = 77, 500  # of clocks by their time in ms, on which the terminal stage fails
+ACCOUNT_BOMB = "a programmer's error in the account stage"
+TERMINAL_BOMB = "a programmer's error in the terminal stage, half-way through a run"
+CLOCK_BOMB = "a programmer's error on a clock"
 ENGINE = 2  # what this test's release holds beside engine 1
 parse_payment = codec.parse_payment
 
 
 def exploding_parse(raw: bytes | None, limits: Limits) -> Parsed | Refusal:
     if raw is not None and b'"amount":%d,' % BOMB_AMOUNT in raw:
-        raise ArithmeticError("a programmer's error in the account stage")
+        raise ArithmeticError(ACCOUNT_BOMB)
     return parse_payment(raw, limits)
 
 
@@ -57,10 +60,10 @@ class SmallDecider(Decider):
                     decided.verdict[i] = max(decided.verdict[i], CHALLENGE)
         return decided
 
-    def answer(self, step: Any, item: Any, *arguments: Any, **options: Any) -> Any:
-        if item.payment.amount == LATE_BOMB_AMOUNT:
-            raise ArithmeticError("a programmer's error in the terminal stage, half-way through a run")
-        return super().answer(step, item, *arguments, **options)
+    def answers(self, steps: Any, placed: Any, decided: Any, at: Any) -> Any:
+        if any(placed[i].payment.amount == LATE_BOMB_AMOUNT for i in at):
+            raise ArithmeticError(TERMINAL_BOMB)
+        return super().answers(steps, placed, decided, at)
 
 
 class SmallTerminal(TerminalStage):
@@ -68,7 +71,7 @@ class SmallTerminal(TerminalStage):
 
     def _other(self, step: Step, out: Outbox) -> None:
         if isinstance(step.item, Clock) and step.item.clock_ms % BAD_CLOCK_ONE_IN == BAD_CLOCK:
-            raise ArithmeticError("a programmer's error on a clock")
+            raise ArithmeticError(CLOCK_BOMB)
         super()._other(step, out)
 
 

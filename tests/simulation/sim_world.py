@@ -176,6 +176,7 @@ class World:
     def failed(self, worker: Worker, error: StepFailed) -> None:
         """A stage has failed: again from the checkpoint, a record at a time; or, if it is named, when it is skipped."""
         self.happened["stage failed"] += 1
+        self.happened[str(error.__cause__)] += 1
         tp = (error.journal.topic, error.journal.partition)
         host = worker.hosts.pop(tp)
         self._open(worker, tp, host.lease)

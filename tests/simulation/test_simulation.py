@@ -1,19 +1,27 @@
 """The short form of the simulation. `python tests/simulation --seeds 500` is the long one."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import sim_jobs
 from mutants import MUTANTS, ROOT, Mutant, caught_by
-from sim_seed import run_seed
+from sim_jobs import Failed, jobs_default, run_seeds
+from sim_seed import PAYMENTS, Ran
+from sim_small import ACCOUNT_BOMB, CLOCK_BOMB, TERMINAL_BOMB
 
 from stream.runner.partition import CRASH_POINTS
 
 SEEDS = 60
 FAULTS = (
+    ACCOUNT_BOMB,
+    CLOCK_BOMB,
+    TERMINAL_BOMB,
     "appended twice",
     "applied again",
     "arrived unacknowledged",
@@ -42,11 +50,9 @@ FAULTS = (
 def test_seeds_keep_every_promise_and_every_fault_bites() -> None:
     fired: Counter[str] = Counter()
     happened: Counter[str] = Counter()
-    for seed in range(1, SEEDS + 1):
-        try:
-            ran = run_seed(seed)
-        except Exception as error:
-            pytest.fail(f"python tests/simulation --seeds 1 --seed {seed}\n{type(error).__name__}: {error}")
+    for ran in run_seeds(range(1, SEEDS + 1), payments=PAYMENTS, jobs=jobs_default()):
+        if isinstance(ran, Failed):
+            pytest.fail(f"python tests/simulation --seeds 1 --seed {ran.seed}\n{ran.what}")
         fired.update(ran.fired)
         happened.update(ran.happened)
     assert not set(CRASH_POINTS) - set(fired), "a crash point never fired"
@@ -55,19 +61,57 @@ def test_seeds_keep_every_promise_and_every_fault_bites() -> None:
     assert happened["examples"] >= 10 * SEEDS
 
 
-def test_a_seed_is_the_same_run_under_another_hash_seed() -> None:
-    def digests(hash_seed: str) -> str:
-        return subprocess.run(
-            [sys.executable, str(Path(__file__).parent), "--seeds", "3", "--seed", "9", "--digests"],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+def simulation(*arguments: str, **env: str) -> list[str]:
+    """The lines that it prints."""
+    ran = subprocess.run(
+        [sys.executable, str(Path(__file__).parent), *arguments],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return ran.stdout.splitlines()
 
-    found = [[line for line in digests(seed).splitlines() if line.startswith("digest")] for seed in ("1", "2")]
-    assert len(found[0]) == 3
-    assert found[0] == found[1]
+
+def test_a_seed_is_the_same_run_under_another_hash_seed_and_in_another_process() -> None:
+    def told(jobs: str, hash_seed: str) -> list[str]:
+        lines = simulation("--seeds", "3", "--seed", "9", "--digests", "--jobs", jobs, PYTHONHASHSEED=hash_seed)
+        return lines[:-1]  # without the summary, which holds a time
+
+    in_one = told("1", "1")
+    assert [line.split()[:2] for line in in_one[:3]] == [["digest", seed] for seed in ("9", "10", "11")]
+    assert told("2", "2") == in_one
+
+
+def test_seeds_that_fail_are_told_in_their_order_however_many_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails_on_even(seed: int, *, payments: int) -> Ran:
+        if seed % 2 == 0:
+            raise ArithmeticError(f"{seed} of {payments}")
+        return Ran(seed, "", Counter(), Counter())
+
+    monkeypatch.setattr(sim_jobs, "run_seed", fails_on_even)  # a forked process has it too
+    for jobs in (1, 2):
+        results = list(run_seeds(range(1, 41), payments=7, jobs=jobs))
+        assert [result.seed for result in results] == list(range(1, 41))
+        failed = [result for result in results if isinstance(result, Failed)]
+        assert [(result.seed, result.what) for result in failed] == [
+            (seed, f"ArithmeticError: {seed} of 7") for seed in range(2, 41, 2)
+        ]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_a_summary_of_what_was_run(how: signal.Signals) -> None:
+    command = [sys.executable, str(Path(__file__).parent), "--seeds", "100000", "--digests", "--jobs", "2", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ran:
+        assert ran.stdout is not None
+        first = ran.stdout.readline()
+        ran.send_signal(how)
+        lines = [first, *ran.stdout.read().splitlines()]
+    summary = json.loads(lines[-1])
+    digests = [line for line in lines if line.startswith("digest")]
+    assert 1 <= summary["seeds"] == len(digests) < 1_000
+    assert summary["failures"] == []
+    assert ran.returncode == 1  # not all that was asked for was run
 
 
 @pytest.mark.slow
