@@ -17,7 +17,7 @@ RESULTS = HERE / "results.jsonl"
 SIMULATED = HERE.parent / "simulation" / "results.jsonl"
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
-from chaos_check import Checked, verify  # noqa: E402
+from chaos_check import Checked, processes, verify  # noqa: E402
 from chaos_deployment import AnyBroker, Deployment  # noqa: E402
 from chaos_faults import AGAIN, BROKERS, FAULTS, NOT_RUN_AGAIN  # noqa: E402
 from chaos_faults_broker import THREE  # noqa: E402, F401  (registers its faults)
@@ -51,11 +51,14 @@ def try_fault(
         codes = deployment.stop_workers()
         if any(codes):
             failed.append(f"workers ended with {codes}")
-        found = reconcile(deployment.client, deployment.prefix)
         states = [worker.state for worker in deployment.workers]
         checked = Checked()
-        if name not in NOT_RUN_AGAIN:
-            checked = verify(deployment.client, deployment.prefix, states, deployment.saved)
+        with processes(deployment.prepare_rerun) as pool:
+            reconciling = pool.submit(reconcile, deployment.client, deployment.prefix)
+            if name not in NOT_RUN_AGAIN:
+                checked = verify(pool, deployment.client, deployment.prefix, states, deployment.saved)
+            found = reconciling.result()
+        deployment.say("everything is compared")
     finally:
         deployment.close()
     again = {
@@ -155,7 +158,7 @@ def run(
     """One fault on a broker of its own; whatever goes wrong is in `failed`."""
     directory = keep or Path(tempfile.mkdtemp(prefix="fraudstream-chaos-"))
     try:
-        with BROKERS[name](directory) as broker:
+        with BROKERS[name](directory, payments) as broker:
             result = try_fault(name, payments, seed, times, broker, directory, snapshots=snapshots)
     except Exception as error:
         traceback.print_exc()

@@ -403,6 +403,7 @@ class Deployment:
         # Journals as they were before a fault took records away: topic and partition → topic id, records.
         self.saved: dict[tuple[str, int], tuple[bytes, list[Record]]] = {}
         self.began_s = time.monotonic()
+        self.prepare_rerun: Callable[[], None] | None = None  # in processes that run the journals again
         self.held_back = 0  # records that must stay unanswered: their journal is lost, and nothing is guessed
 
     def begin(self) -> None:

@@ -23,20 +23,21 @@ Evidence = dict[str, Any]
 Fault = Callable[[Deployment, int], Evidence]
 Brokers = AbstractContextManager[AnyBroker]
 FAULTS: dict[str, Fault] = {}
-BROKERS: dict[str, Callable[[Path], Brokers]] = {}
+BROKERS: dict[str, Callable[[Path, int], Brokers]] = {}
 NOT_RUN_AGAIN: set[str] = set()
 AGAIN = "again"
 HELD_S_MAX = 10.0
 
 
-def one_broker(_directory: Path) -> Brokers:
+def one_broker(_directory: Path, _payments: int) -> Brokers:
     return EmbeddedBroker()
 
 
 def fault(
-    name: str, brokers: Callable[[Path], Brokers] = one_broker, *, rerun: bool = True
+    name: str, brokers: Callable[[Path, int], Brokers] = one_broker, *, rerun: bool = True
 ) -> Callable[[Fault], Fault]:
-    """`brokers`: makes those on which it is tried, given a directory. `rerun`: the journals are run again off-line."""
+    """`brokers`: makes those on which it is tried, given a directory and the number of payments. `rerun`: the journals
+    are run again off-line."""
 
     def register(function: Fault) -> Fault:
         FAULTS[name] = function
@@ -48,7 +49,7 @@ def fault(
     return register
 
 
-RATE_MAX = 4_000.0  # of brokers, workers and this process together, on two cores, with something to spare
+RATE_MAX = 8_000.0  # of brokers, workers and this process together, on two cores, with something to spare
 
 
 def rate_for(payments: int, seconds: float, most: float = RATE_MAX) -> float:

@@ -16,11 +16,12 @@ from stream.broker.cluster import EmbeddedCluster
 from stream.broker.embedded import EmbeddedBroker
 
 SMALL_MB = 600
+LOG_BYTES = 3_000  # a payment leaves less than that on all topics
 ASK_S = 2.0
 COMPLAINTS = "is tried again after|fetching goes on after|topics cannot be looked at|asking for"
 
 
-def THREE(directory: Path) -> EmbeddedCluster:  # noqa: N802  (a constant, but for its argument)
+def THREE(directory: Path, _payments: int) -> EmbeddedCluster:  # noqa: N802  (a constant, but for its arguments)
     return EmbeddedCluster(directory / "kafka")
 
 
@@ -50,8 +51,9 @@ def fill(filler: Path) -> None:
 
 
 @contextmanager
-def on_a_small_disk(directory: Path) -> Generator[EmbeddedBroker]:
-    with small_disk(directory, SMALL_MB) as mount, EmbeddedBroker(mount / "kafka") as broker:
+def on_a_small_disk(directory: Path, payments: int) -> Generator[EmbeddedBroker]:
+    megabytes = SMALL_MB + payments * LOG_BYTES // 1_000_000
+    with small_disk(directory, megabytes) as mount, EmbeddedBroker(mount / "kafka") as broker:
         yield broker
 
 
@@ -85,7 +87,7 @@ def leader_kill(deployment: Deployment, payments: int) -> Evidence:
     15 s (60 s in runs of 100,000 payments or more)."""
     cluster = deployment.broker
     assert isinstance(cluster, EmbeddedCluster)
-    times = min(5, max(2, payments // 100_000))
+    times = deployment.times_or(min(5, max(2, payments // 100_000)))
     workers = two_workers(deployment)
     down_s = 60.0 if payments >= 100_000 else 15.0
     # To the end of the last; what is left comes faster then.
@@ -151,7 +153,14 @@ def broker_disk_full(deployment: Deployment, payments: int) -> Evidence:
     filler.unlink()
     broker.kill()  # what is left of it
     broker.start()
-    deployment.until_recovered(deployment.watcher.mark("the broker is back"))
+    back = deployment.watcher.mark("the broker is back")
+    went_on_s = deployment.until_going_on(back)
+    deployment.until_recovered(back)
     feed.join()
     alive(worker)
-    return {"halted_after_s": round(halted_s, 1), "said_after_s": round(said_s, 1), "bit": True}
+    return {
+        "halted_after_s": round(halted_s, 1),
+        "said_after_s": round(said_s, 1),
+        "goes_on_after_s_max": in_time([went_on_s]),
+        "bit": True,
+    }

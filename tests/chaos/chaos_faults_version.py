@@ -100,7 +100,7 @@ def nan_model(deployment: Deployment, payments: int) -> Evidence:
 @fault("rolling-upgrade")
 def rolling_upgrade(deployment: Deployment, payments: int) -> Evidence:
     """Two workers go from engine 1 to a test engine 2 and back, one after the other; some are killed on the way."""
-    hold_engine_2()  # here, too: the journals are run again with the release that holds both
+    deployment.prepare_rerun = hold_engine_2  # the journals are run again with the release that holds both
     deployment.command = FAULTY
     workers = [deployment.worker("a"), deployment.worker("b")]
     deployment.settle()

@@ -8,9 +8,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "chaos"))  # the fault suite's deployment is used here
 
-from chaos_check import verify
+from chaos_check import processes, verify
 from chaos_deployment import Deployment, WorkerProcess
 from chaos_load import Load
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from stream.reconcile import reconcile
 
@@ -37,7 +39,11 @@ def test_a_killed_worker_loses_nothing_and_answers_nothing_twice_otherwise(kafka
         deployment.until_answered()
         assert [code for code in deployment.stop_workers() if code] == []
         found = reconcile(deployment.client, deployment.prefix)
-        checked = verify(deployment.client, deployment.prefix, [worker.state for worker in workers])
+        with processes() as pool:
+            checked = verify(pool, deployment.client, deployment.prefix, [worker.state for worker in workers])
+        spoil_topics(deployment)
+        with processes() as pool:
+            spoilt = verify(pool, deployment.client, deployment.prefix)
     finally:
         deployment.close()
     assert found.payments >= PAYMENTS
@@ -47,6 +53,20 @@ def test_a_killed_worker_loses_nothing_and_answers_nothing_twice_otherwise(kafka
     assert (checked.states, checked.answers > 2 * PAYMENTS) == (4, True)
     again = found.repeated + checked.item_copies + deployment.reapplied()
     assert again > 0, "nothing was applied or sent twice: the kill has not bitten"
+    assert (spoilt.different, spoilt.absent, spoilt.intake_missing, spoilt.wrong) == (1, 1, 1, 3)
+    told = [line.partition(":")[0].split("[")[0] for line in spoilt.examples]
+    assert sorted(told) == ["in the log, not on the topic", "on the topic, not in the log", "payments"]
+
+
+def spoil_topics(deployment: Deployment) -> None:
+    """One answer that nobody gave, one that is gone, and a payment that nobody took."""
+    producer = Producer(deployment.client)
+    producer.produce(f"{deployment.prefix}decisions", b'{"outcome":"forged"}', b"a1")
+    producer.produce(f"{deployment.prefix}payments", b"{}", b"a1")
+    assert producer.flush(30) == 0
+    admin = AdminClient(deployment.client)  # a name of its own: without one it is gone before its futures are done
+    for done in admin.delete_records([TopicPartition(f"{deployment.prefix}decision-details", 0, 1)]).values():
+        done.result(60)
 
 
 def owned(worker: WorkerProcess) -> set[str]:
