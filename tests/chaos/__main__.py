@@ -19,7 +19,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from chaos_check import Checked, processes, verify  # noqa: E402
 from chaos_deployment import AnyBroker, Deployment  # noqa: E402
-from chaos_faults import AGAIN, BROKERS, FAULTS, NOT_RUN_AGAIN  # noqa: E402
+from chaos_faults import AGAIN, BROKERS, FAULTS, MANY, NOT_RUN_AGAIN  # noqa: E402
 from chaos_faults_broker import THREE  # noqa: E402, F401  (registers its faults)
 from chaos_faults_log import POINTS  # noqa: E402, F401  (registers its faults)
 from chaos_faults_version import ENGINE  # noqa: E402, F401  (registers its faults)
@@ -40,6 +40,8 @@ def try_fault(
     """One fault under load, and what it left behind. `failed`: why the run is no good; empty if it is."""
     prefix = f"{name}-{os.getpid()}-{seed}."
     deployment = Deployment(broker, directory, prefix, seed, snapshots=snapshots, times=times)
+    if payments >= MANY:  # every few seconds they would take as much of a worker as the payments do
+        deployment.environment["FRAUD_SNAPSHOT_EVERY_S"] = "20"
     began_s = time.monotonic()
     failed: list[str] = []
     try:

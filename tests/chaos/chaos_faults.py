@@ -27,6 +27,7 @@ BROKERS: dict[str, Callable[[Path, int], Brokers]] = {}
 NOT_RUN_AGAIN: set[str] = set()
 AGAIN = "again"
 HELD_S_MAX = 10.0
+MANY = 100_000  # payments: from there on a run is a long one
 
 
 def one_broker(_directory: Path, _payments: int) -> Brokers:
@@ -49,7 +50,7 @@ def fault(
     return register
 
 
-RATE_MAX = 8_000.0  # of brokers, workers and this process together, on two cores, with something to spare
+RATE_MAX = 6_000.0  # of brokers, workers and this process together, on two cores, with something to spare
 
 
 def rate_for(payments: int, seconds: float, most: float = RATE_MAX) -> float:
@@ -171,7 +172,7 @@ def broker_kill(deployment: Deployment, payments: int) -> Evidence:
     same data. Workers stay."""
     times = deployment.times_or(min(5, max(2, payments // 50_000)))
     workers = two_workers(deployment)
-    long = payments >= 100_000
+    long = payments >= MANY
     feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, (80.0 if long else 30.0) * times))
     deployment.until_answering()
     away_s = 0.0
@@ -378,7 +379,7 @@ def snapshot_hangs(deployment: Deployment, payments: int) -> Evidence:
 @fault("snapshot-torn")
 def snapshot_torn(deployment: Deployment, payments: int) -> Evidence:
     """Of the newest snapshots files are cut, flipped or missing; a worker without state must take older ones."""
-    worker = one_worker(deployment, FRAUD_SNAPSHOT_EVERY_S="2")
+    worker = one_worker(deployment, FRAUD_SNAPSHOT_EVERY_S="10" if payments >= MANY else "2")
     feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 60.0))
     deployment.until_answering()
     where = deployment.snapshot_path

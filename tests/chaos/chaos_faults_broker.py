@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from chaos_deployment import ChaosError, Deployment
-from chaos_faults import RATE_MAX, Evidence, alive, fault, in_time, one_worker_answering, rate_for, two_workers
+from chaos_faults import MANY, RATE_MAX, Evidence, alive, fault, in_time, one_worker_answering, rate_for, two_workers
 from chaos_load import Load
 from confluent_kafka.admin import AdminClient
 
@@ -89,7 +89,7 @@ def leader_kill(deployment: Deployment, payments: int) -> Evidence:
     assert isinstance(cluster, EmbeddedCluster)
     times = deployment.times_or(min(5, max(2, payments // 100_000)))
     workers = two_workers(deployment)
-    down_s = 60.0 if payments >= 100_000 else 15.0
+    down_s = 60.0 if payments >= MANY else 15.0
     # To the end of the last; what is left comes faster then.
     feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 75.0 * times + 90.0 + down_s))
     deployment.until_answering()
