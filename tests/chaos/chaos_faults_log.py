@@ -11,7 +11,7 @@ from typing import Any
 
 from chaos_check import furthest, read_topic
 from chaos_deployment import COMMAND, ROOT, ChaosError, Deployment, Feed, WorkerProcess
-from chaos_faults import AGAIN, Evidence, alive, fault, one_worker, rate_for, two_workers, well_under_way
+from chaos_faults import AGAIN, MANY, Evidence, alive, fault, one_worker, rate_for, two_workers, well_under_way
 from chaos_load import Load, Mix, Wanted
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -172,10 +172,11 @@ class TransactionalFeed(Feed):
     """Sends in transactions, each with another codec; one in three is aborted."""
 
     CODECS = ("lz4", "zstd", "snappy", "gzip")
-    SIZE = 200
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, size: int, **options: Any) -> None:
+        """`size`: payments in a transaction."""
         super().__init__(*arguments, **options)
+        self._size = size
         self.aborted = 0
         self.committed = 0
 
@@ -200,10 +201,10 @@ class TransactionalFeed(Feed):
             if wanted.topic != "payments":
                 continue
             batch.append(wanted)
-            if len(batch) == self.SIZE:
+            if len(batch) == self._size:
                 self._transact(producers[number % len(producers)], batch, abort=number % 3 == 2)
                 number += 1
-                time.sleep(self.SIZE / self._rate)
+                time.sleep(self._size / self._rate)
                 batch = []
         if batch:
             self._transact(producers[0], batch, abort=False)
@@ -249,6 +250,7 @@ def compressions(deployment: Deployment, payments: int) -> Evidence:
         Load(payments, deployment.seed),
         deployment.watcher,
         rate=rate_for(payments, 20.0),
+        size=1_000 if payments >= MANY else 200,
     )
     deployment.feeds.append(feed)
     feed.start()
