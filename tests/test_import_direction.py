@@ -39,8 +39,16 @@ SEEN_BY: Final[dict[str, frozenset[str]]] = {
     "stream.simulate": frozenset({"topics", "stream.errors", "stream.bits", "stream.dataset"}),
     "stream.replay": INNER | {"stream.settings", "stream.metrics", "stream.dataset"},
     "stream.evaluate": INNER | {"stream.settings", "stream.metrics", "stream.dataset", "stream.replay"},
+    "stream.warm_up": INNER | {"stream.replay"},
     "stream.worker": INNER
-    | {"stream.collector", "stream.self_check", "stream.settings", "stream.metrics", "stream.broker"},
+    | {
+        "stream.collector",
+        "stream.self_check",
+        "stream.warm_up",
+        "stream.settings",
+        "stream.metrics",
+        "stream.broker",
+    },
     "stream.operate": INNER | {"stream.settings", "stream.broker", "stream.worker"},
     "stream.reconcile": frozenset({"topics", "stream.errors", "stream.broker"}),
     "stream.demo": INNER

@@ -82,6 +82,24 @@ def _expected(
     return total
 
 
+@kernel
+def enter(
+    logit: float,
+    fraud: float,
+    weight: float,
+    ring: NDArray[np.float64],
+    at: int,
+    frauds: NDArray[np.float64],
+    payments: NDArray[np.float64],
+) -> None:
+    """The `at`-th example goes into the ring, float64 [3, capacity] of logit, fraud and weight, and is counted."""
+    i = at % ring.shape[1]
+    ring[0, i] = logit
+    ring[1, i] = fraud
+    ring[2, i] = weight
+    tally(logit, fraud, weight, frauds, payments)
+
+
 class CalibrationState(msgspec.Struct, frozen=True, array_like=True):
     """The ring as plain bytes, and the fit to start from."""
 
@@ -103,9 +121,8 @@ class Calibration:
     def __init__(self, capacity: int = CAPACITY) -> None:
         self.capacity = capacity
         self.at = 0  # examples ever added
-        self.logit = np.zeros(capacity)
-        self.fraud = np.zeros(capacity)
-        self.weight = np.zeros(capacity)
+        self.ring = np.zeros((3, capacity))
+        self.logit, self.fraud, self.weight = self.ring
         self.fitted = np.array([1.0, 0.0])
         self.fitted_at = 0
         self.met = 0  # frauds, ever
@@ -115,16 +132,12 @@ class Calibration:
 
     def add(self, logit: float, fraud: bool, weight: float) -> None:
         """One example; the oldest makes room. Negative weights (what is taken back) are allowed."""
-        i = self.at % self.capacity
-        self.logit[i] = logit
-        self.fraud[i] = float(fraud)
-        self.weight[i] = weight
         if fraud and weight > 0.0:
             keep = 1.0 - max(1.0 / BEND_MEMORY, BEND_EAGERNESS / (self.met + BEND_EAGERNESS))
             self.frauds *= keep
             self.payments *= keep
             self.met += 1
-        tally(logit, float(fraud), weight, self.frauds, self.payments)
+        enter(logit, float(fraud), weight, self.ring, self.at, self.frauds, self.payments)
         self.at += 1
 
     def fit(self) -> tuple[float, float]:

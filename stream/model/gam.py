@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.bits import kernel, sigmoid
+from stream.model.calibration import Calibration, enter
+from stream.model.pairs import COARSE, keys_of
 
 if TYPE_CHECKING:
     from river.linear_model import LogisticRegression
@@ -71,6 +73,70 @@ def _follow(mean: NDArray[np.float64], weights: NDArray[np.float64], rate: float
         mean[i] += rate * (weights[i] - mean[i])
 
 
+@kernel
+def _step(
+    keys: NDArray[np.int32],
+    fraud: float,
+    weight: float,
+    weights: NDArray[np.float64],
+    squares: NDArray[np.float64],
+    intercept: NDArray[np.float64],
+    rates: NDArray[np.float64],
+    was_fraud: float,
+    was_weight: float,
+    mean: NDArray[np.float64],
+    mean_intercept: NDArray[np.float64],
+    step: int,
+) -> float:
+    """`_learn`, and what follows of it for the running mean. `step`: which example it is, from 1 on."""
+    raw = _learn(keys, fraud, weight, weights, squares, intercept, rates, was_fraud, was_weight)
+    if step % MEAN_EVERY == 0 or step < MEAN_EVERY:
+        rate = max(_MEAN_RATE, MEAN_EAGERNESS / (step / MEAN_EVERY + MEAN_EAGERNESS))
+        _follow(mean, weights, rate)
+        _follow(mean_intercept, intercept, rate)
+    return raw
+
+
+@kernel
+def _learn_legitimate(
+    x: NDArray[np.float32],
+    weight: NDArray[np.float64],
+    cuts: NDArray[np.float32],
+    pairs: NDArray[np.int32],
+    coarse: NDArray[np.int32],
+    weights: NDArray[np.float64],
+    squares: NDArray[np.float64],
+    intercept: NDArray[np.float64],
+    rates: NDArray[np.float64],
+    mean: NDArray[np.float64],
+    mean_intercept: NDArray[np.float64],
+    steps: int,
+    ring: NDArray[np.float64],
+    at: int,
+    frauds: NDArray[np.float64],
+    payments: NDArray[np.float64],
+) -> None:
+    keys = np.empty(x.shape[1] + pairs.shape[0], np.int32)
+    for i in range(x.shape[0]):
+        keys_of(x[i], cuts, pairs, coarse, keys)
+        logit = _raw(keys, mean, mean_intercept[0])
+        enter(logit, 0.0, weight[i], ring, at + i, frauds, payments)
+        _step(
+            keys,
+            0.0,
+            weight[i],
+            weights,
+            squares,
+            intercept,
+            rates,
+            0.0,
+            0.0,
+            mean,
+            mean_intercept,
+            steps + i + 1,
+        )
+
+
 class GamState(msgspec.Struct, frozen=True, array_like=True):
     """The model as plain bytes (little-endian float64)."""
 
@@ -116,14 +182,53 @@ class Gam:
         twice in AdaGrad's sums, and the second would be a step from where the first overshot to.
         """
         self.steps += 1
-        w = self.weights
-        truth, was_truth = float(fraud), float(was_fraud)
-        logit = float(_learn(keys, truth, weight, w, self.squares, self.intercept, self.rates, was_truth, was_weight))
-        if self.steps % MEAN_EVERY == 0 or self.steps < MEAN_EVERY:
-            rate = max(_MEAN_RATE, MEAN_EAGERNESS / (self.steps / MEAN_EVERY + MEAN_EAGERNESS))
-            _follow(self.mean, self.weights, rate)
-            _follow(self.mean_intercept, self.intercept, rate)
-        return logit
+        return float(
+            _step(
+                keys,
+                float(fraud),
+                weight,
+                self.weights,
+                self.squares,
+                self.intercept,
+                self.rates,
+                float(was_fraud),
+                was_weight,
+                self.mean,
+                self.mean_intercept,
+                self.steps,
+            )
+        )
+
+    def learn_legitimate(
+        self,
+        x: NDArray[np.float32],
+        weight: NDArray[np.float64],
+        cuts: NDArray[np.float32],
+        pairs: NDArray[np.int32],
+        calibration: Calibration,
+    ) -> None:
+        """A run of legitimate payments in one call: `calibration` is told the mean logit of each row of `x`, float32
+        [n, features], and the row is learned with its `weight`, float64 [n]."""
+        _learn_legitimate(
+            x,
+            weight,
+            cuts,
+            pairs,
+            COARSE,
+            self.weights,
+            self.squares,
+            self.intercept,
+            self.rates,
+            self.mean,
+            self.mean_intercept,
+            self.steps,
+            calibration.ring,
+            calibration.at,
+            calibration.frauds,
+            calibration.payments,
+        )
+        self.steps += len(x)
+        calibration.at += len(x)
 
     def state(self) -> GamState:
         """All there is to it, but the rates."""

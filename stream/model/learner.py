@@ -172,6 +172,24 @@ class Learner:
             self._learn(features, fraud, weight)
         return weight
 
+    def silences(self, features: NDArray[np.float32], weights: NDArray[np.float64]) -> None:
+        """`example` of each row of float32 [n, features], legitimate by MATURITY_SOURCE, with its weight > 0. In one
+        call, for nearly all that is learned is of this kind."""
+        if not (weights > 0.0).all():
+            raise ValueError("weights above 0 are needed")
+        if self.cuts is None or features.shape[1:] != (self.settings.features,):
+            for row, weight in zip(features, weights.tolist(), strict=True):
+                self._learn(row, False, weight)
+            return
+        self.gam.learn_legitimate(features, weights, self.cuts, self.pairs, self.calibration)
+        self.counts.legitimate += len(features)
+        self.gate_legitimate.add_all(features)
+        self.gate_legitimate_weights.add_all(weights.astype(np.float32).reshape(-1, 1))
+        legitimate, frauds = self.shares
+        for weight in weights.tolist():
+            legitimate += weight
+        self.shares = (legitimate, frauds)
+
     def correct(
         self,
         features: NDArray[np.float32],

@@ -26,6 +26,12 @@ class Ring:
         self._rows[self.at % self.capacity] = row
         self.at += 1
 
+    def add_all(self, rows: NDArray[np.float32]) -> None:
+        """`add` of each of float32 [n, features]."""
+        first = max(0, len(rows) - self.capacity)
+        self._rows[np.arange(self.at + first, self.at + len(rows)) % self.capacity] = rows[first:]
+        self.at += len(rows)
+
     @property
     def rows(self) -> NDArray[np.float32]:
         """float32 [n, features], n at most `capacity`, in no promised order."""

@@ -88,13 +88,11 @@ _entities = _Entities()
 
 def entities_of(tenants: Sequence[str], ids: Sequence[str], partitions: int) -> list[Entity]:
     """`entity_of` each (tenant, id); at once where there is one tenant, as in most runs."""
-    if len(set(tenants)) == 1:
-        known = _entities.of(tenants[0], partitions)
-        try:
-            return list(map(known.__getitem__, ids))
-        except KeyError:
-            pass
-    return [entity_of(tenant, one, partitions) for tenant, one in zip(tenants, ids, strict=True)]
+    if len(set(tenants)) != 1:
+        return [entity_of(tenant, one, partitions) for tenant, one in zip(tenants, ids, strict=True)]
+    tenant = tenants[0]
+    found = list(map(_entities.of(tenant, partitions).get, ids))
+    return [entity or entity_of(tenant, one, partitions) for entity, one in zip(found, ids, strict=True)]
 
 
 def entity_of(tenant_id: str, entity_id: str, partitions: int) -> Entity:

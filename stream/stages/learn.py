@@ -5,6 +5,7 @@ State: the learner's arrays, written whole when they changed (about 2 MB).
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,9 @@ from stream.model.learner import MATURITY_SOURCE, PROVISIONAL_WEIGHT, Broken, He
 from stream.model.learner import Settings as LearnerSettings
 from stream.model.pairs import pairs_of
 from stream.stages.control import CONTROL, model_record
-from stream.stages.stage import Outbox, Step
+from stream.stages.stage import Outbox, Record, Step, runs_of
 from stream.stages.state import State
-from topics.journal import EXAMPLE_CORRECTED, EXAMPLE_MATURED, EXAMPLE_UNLABELLED, Example, Marker, Tick
+from topics.journal import EXAMPLE_CORRECTED, EXAMPLE_MATURED, EXAMPLE_UNLABELLED, Example, Item, Marker, Tick
 from topics.limits import DAY_MS
 
 KEY = b"Nlearner"
@@ -46,6 +47,19 @@ def teach(learner: Learner, example: Example, features: NDArray[np.float32]) -> 
         learner.example(features, example.fraud, example.weight, source, kind, day=day)
 
 
+def _is_silence(item: Item | Record) -> bool:
+    return isinstance(item, Example) and item.kind == EXAMPLE_MATURED and not item.fraud and not item.provisional
+
+
+def teach_silences(learner: Learner, run: Sequence[Example]) -> None:
+    """`teach` of each, of examples that silence gave; all have their own features."""
+    rows = [example.features for example in run]
+    if len(set(map(len, rows))) > 1:
+        raise ValueError(f"rows of different lengths: {sorted(set(map(len, rows)))} bytes")
+    features = np.frombuffer(bytearray(b"".join(rows)), np.float32).reshape(len(rows), -1)
+    learner.silences(features, np.array([example.weight for example in run]))
+
+
 class LearnStage:
     """Learns what comes, publishes at ticks. `fresh`: the learner of a partition that has no state yet.
 
@@ -62,14 +76,18 @@ class LearnStage:
         self.active_version = "" if self.learner.active is None else self.learner.active.version
 
     def apply(self, steps: Sequence[Step], out: Outbox) -> None:
-        for step in steps:
-            item = step.item
-            if isinstance(item, Example):
-                self._learn(item)
-            elif isinstance(item, Tick):
-                self._publish(step, out)
-            elif not isinstance(item, Marker):
-                raise InternalError(f"a {type(item).__name__} does not belong on examples")
+        for silent, start, end in runs_of([_is_silence(step.item) for step in steps]):
+            if silent:
+                self._learn_silences(cast("list[Example]", [step.item for step in steps[start:end]]))
+                continue
+            for step in steps[start:end]:
+                item = step.item
+                if isinstance(item, Example):
+                    self._learn(item)
+                elif isinstance(item, Tick):
+                    self._publish(step, out)
+                elif not isinstance(item, Marker):
+                    raise InternalError(f"a {type(item).__name__} does not belong on examples")
 
     def skip(self, steps: Sequence[Step], out: Outbox) -> None:
         """A skipped block teaches nothing."""
@@ -84,6 +102,11 @@ class LearnStage:
         teach(self.learner, example, np.frombuffer(example.features, np.float32))
         unlabelled = example.kind == EXAMPLE_UNLABELLED
         self.counts["unlabelled" if unlabelled else "frauds" if example.fraud else "legitimate"] += 1
+
+    def _learn_silences(self, run: Sequence[Example]) -> None:
+        self._changed = True
+        teach_silences(self.learner, run)
+        self.counts["legitimate"] += len(run)
 
     def _publish(self, step: Step, out: Outbox) -> None:
         result = self.learner.tick(step.offset)

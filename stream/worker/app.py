@@ -33,6 +33,7 @@ from stream.stages.state import State
 from stream.stages.terminal import EXAMPLES, TerminalStage
 from stream.stages.wiring import FOREIGN, GATHERING, Partitions, build_stage
 from stream.version import ENGINE_VERSION
+from stream.warm_up import warm_up
 from stream.worker.control_log import ControlLog
 from stream.worker.disk_offsets import DiskOffsets
 from stream.worker.fetch import TP, FetchError, FetchSettings, Round
@@ -162,7 +163,9 @@ class Worker:
         self.snapshot_failing = ""
         self.started_s = time.time()
         self._crash = crash
-        self_check.check()  # loads the kernels, too: here, and not in the threads that open partitions
+        log.info("the kernels are loaded; on a machine that is new to them they are compiled, for about a minute")
+        self_check.check()
+        warm_up()  # here, and not in the way of payments
         self._memory = StoreMemory(cache_bytes=settings.block_cache_bytes)
         self._disk_offsets = DiskOffsets(settings.state_dir, self.topology.ids)
         client = settings.client()

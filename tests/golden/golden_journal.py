@@ -41,6 +41,9 @@ JOURNALS = ("account-journal", "terminal-journal")
 PARTITIONS = Partitions(payments=2, account=2, terminal=2, decisions=2)
 DAY_MS = 86_400_000
 MODEL_FRAUDS_MIN = 3
+SMALL = SimulationSettings(
+    seed=4, accounts=14, terminals=10, days=24, payments_per_day=13, fraud_rate=0.08, label_delay=SHORT_DELAY
+)
 
 
 class Row(NamedTuple):
@@ -155,12 +158,9 @@ def _control(kind: str, payload: object) -> bytes:
     return encode_control(kind=kind, by="golden", why="recorded", payload=payload)
 
 
-def _events() -> Iterator[tuple[str, bytes, int]]:
-    world = simulate(
-        SimulationSettings(
-            seed=4, accounts=14, terminals=10, days=24, payments_per_day=13, fraud_rate=0.08, label_delay=SHORT_DELAY
-        )
-    )
+def events(settings: SimulationSettings = SMALL) -> Iterator[tuple[str, bytes, int]]:
+    """Topic, value and time (ms) of what a made world sends, with bad records and repeats."""
+    world = simulate(settings)
     with tempfile.TemporaryDirectory() as directory:
         paths = write_dataset(directory, world.tables())
         events = Dataset(paths["payments"], paths["labels"], paths["updates"]).events(clock_every_ms=DAY_MS // 2)
@@ -173,7 +173,7 @@ def _run(model: bytes | None) -> LocalLog:
     local = Local(log, PARTITIONS)
     limits = Limits(maturity_ms=3 * DAY_MS, dedupe_horizon_ms=20 * DAY_MS, answer_ttl_ms=5 * DAY_MS)
     policy = Policy(mode="enforce", matured_frauds_min=1)
-    for number, (topic, value, at_ms) in enumerate(_events()):
+    for number, (topic, value, at_ms) in enumerate(events()):
         local.now_ms = max(local.now_ms, at_ms + 10)
         if number == 0:
             for kind, payload in (("settings", limits), ("policy", policy)):

@@ -193,6 +193,32 @@ def test_sources_are_bounded():
     assert len(learner.sources) <= SOURCES_MAX + 1
 
 
+@given(st.integers(0, 2_500), st.lists(st.integers(1, 700), max_size=8))
+@settings(max_examples=12, deadline=None)
+def test_however_a_run_of_silences_is_cut_it_teaches_what_its_examples_would(before: int, cuts: list[int]):
+    """Before there are bins, too, and beyond the rings of the gate."""
+    x, fraud = _world(4, before + sum(cuts) + 1)
+    one_by_one, at_once = _fresh(), _fresh()
+    for learner in (one_by_one, at_once):
+        _teach(learner, x[:before], fraud[:before])
+    weights = np.where(np.arange(len(x)) % 3 == 0, 4.0, 0.37)
+    at = before
+    for cut in cuts:
+        at_once.silences(x[at : at + cut], weights[at : at + cut])
+        at += cut
+    for row, weight in zip(x[before:at], weights[before:at].tolist(), strict=True):
+        one_by_one.example(row, False, weight, MATURITY_SOURCE, "chargeback")
+    assert at_once.to_bytes() == one_by_one.to_bytes()
+
+
+def test_silences_of_no_weight_or_of_another_width_are_refused():
+    learner = _taught(n=2_000)
+    with pytest.raises(ValueError, match="above 0"):
+        learner.silences(np.zeros((2, FEATURES), np.float32), np.array([1.0, 0.0]))
+    with pytest.raises(ValueError, match="6 features"):
+        learner.silences(np.zeros((2, FEATURES + 1), np.float32), np.ones(2))
+
+
 def test_a_weight_of_nothing_and_a_row_of_another_width_are_refused():
     learner = _taught(n=2_000)
     with pytest.raises(ValueError, match="above 0"):

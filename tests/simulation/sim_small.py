@@ -84,10 +84,19 @@ class BreakingGam(Gam):
 
     def correct(self, keys: Any, was_fraud: bool, was_weight: float, fraud: bool, weight: float) -> float:
         logit = super().correct(keys, was_fraud, was_weight, fraud, weight)
+        self._break()
+        return logit
+
+    def learn_legitimate(self, x: Any, weight: Any, *more: Any) -> None:
+        sound = max(0, BreakingGam.breaks_at - self.steps)
+        super().learn_legitimate(x[:sound], weight[:sound], *more)
+        self._break()
+        super().learn_legitimate(x[sound:], weight[sound:], *more)
+
+    def _break(self) -> None:
         if self.steps == BreakingGam.breaks_at:
             self.weights[:] = self.mean[:] = math.nan
             BreakingGam.broken += 1
-        return logit
 
 
 SMALL: tuple[tuple[str, str, Any], ...] = (

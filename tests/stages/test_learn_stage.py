@@ -10,7 +10,7 @@ from stream.stages.learn import LearnStage
 from stream.stages.stage import Record, Step
 from stream.stages.state import MemoryStore, State
 from topics.control import parse_control, payload_as
-from topics.journal import EXAMPLE_LABELLED, EXAMPLE_UNLABELLED, Example, Item, Marker, Tick
+from topics.journal import EXAMPLE_LABELLED, EXAMPLE_MATURED, EXAMPLE_UNLABELLED, Example, Item, Marker, Tick
 from topics.refusals import Refusal
 
 
@@ -82,3 +82,16 @@ def test_weights_that_are_no_numbers_are_said_and_never_published():
     assert len(anew) == 1, "it is learned anew"
     assert bench.stage.broken == ""
     assert len(passed_on(good + anew)) == sum(why_held(value) is None for value in good + anew)
+
+
+def test_a_run_of_silences_teaches_what_each_of_them_would():
+    """Frauds among them, and examples without a label, cut the run."""
+    first = [*examples(EXAMPLE_UNLABELLED, 600, seed=1), *examples(EXAMPLE_LABELLED, 60, seed=2)]
+    then = examples(EXAMPLE_MATURED, 90, seed=3)
+    whole, one_by_one = Bench(MemoryStore()), Bench(MemoryStore())
+    whole.feed(*first, *then)
+    for item in [*first, *then]:
+        one_by_one.feed(item)
+    assert whole.stage.learner.cuts is not None
+    assert whole.stage.learner.to_bytes() == one_by_one.stage.learner.to_bytes()
+    assert whole.stage.counts == one_by_one.stage.counts
