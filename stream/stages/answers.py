@@ -60,7 +60,7 @@ class Answerer:
     def refuse_skipped(self, step: Step, item: Placed | Repeat, out: Outbox) -> None:
         """An operator has skipped the block with this payment: it is answered, and nothing else happens."""
         if isinstance(item, Repeat):
-            about = _About(item.tenant_id, item.payment_id, item.account_id, "live", None, None)
+            about = _about_repeat(item)
         else:
             if item.payment.mode == "backfill":
                 return
@@ -69,9 +69,7 @@ class Answerer:
 
     def refuse_expired(self, step: Step, item: Repeat, out: Outbox) -> None:
         """A repeat whose first answer is no longer kept."""
-        mode: Mode = "test" if item.test else "live"
-        about = _About(item.tenant_id, item.payment_id, item.account_id, mode, None, None)
-        self._refused(step, delivery_of(item), about, EXPIRED, out)
+        self._refused(step, delivery_of(item), _about_repeat(item), EXPIRED, out)
 
     def _refused(self, step: Step, delivery: "Delivery", about: "_About", refusal: Refusal, out: Outbox) -> None:
         value = _encode(
@@ -185,6 +183,10 @@ def _about(payment: Payment) -> _About:
         payment.event_time,
         payment.respond_by,
     )
+
+
+def _about_repeat(item: Repeat) -> _About:
+    return _About(item.tenant_id, item.payment_id, item.account_id, "test" if item.test else "live", None, None)
 
 
 _NOBODY = _About(None, None, None, "live", None, None)

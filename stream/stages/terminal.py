@@ -336,7 +336,7 @@ class TerminalStage:
             fraud,
             1.0,
             row.features,
-            judged.provisional,
+            truth == pending.TAUGHT_PROVISIONAL,
             judged.source,
             was_fraud,
             was_weight,

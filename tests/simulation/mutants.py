@@ -76,8 +76,8 @@ MUTANTS = (
             ),
             (
                 TERMINAL,
-                "            row.features,\n            judged",
-                '            getattr(self, "_newest", row.features),\n            judged',
+                "            row.features,\n            truth ==",
+                '            getattr(self, "_newest", row.features),\n            truth ==',
             ),
         ),
     ),

@@ -5,12 +5,13 @@ What it expects is compared with what came out.
 """
 
 import math
+from typing import NamedTuple
 
 import msgspec
+from sim_contract import clean, pid_of, place_of
 from sim_log import TP
 
 from stream.stages.control import control_of
-from stream.stages.keys import entity_key, partition_of, payment_hash
 from topics.codec import Parsed, parse_label, parse_payment, parse_update
 from topics.control import Rates, payload_as
 from topics.journal import LABELS, PAYMENTS, Became, Clock, Item, Judged, Marker, Placed, Raw, Repeat
@@ -59,6 +60,7 @@ class AccountReading:
         self.known: dict[bytes, Known] = {}
         self.labels: dict[bytes, list[Label]] = {}
         self.waiting: dict[bytes, Waits] = {}
+        self.refused: set[tuple[int, Source, int]] = set()  # labels and updates that are none: (source, sender, offset)
         self.lapsed: set[bytes] = set()  # labels of these waited in vain for `orphan_ms`; their payment may still come
         self.clock_ms = self.forwarded_ms = 0
         self.oldest_day = self.forgotten_day = 0
@@ -77,7 +79,7 @@ class AccountReading:
             elif isinstance(item, Raw) and item.source == PAYMENTS:
                 self.expected[sender[1], item.offset] = self._payment(item, sender)
             elif isinstance(item, Raw):
-                self._word(item)
+                self._word(item, sender)
 
     def _mark(self, marker: Marker) -> None:
         control = control_of(marker)
@@ -95,7 +97,7 @@ class AccountReading:
             return parsed.cause
         payment = parsed.payment
         event_ms = payment.event_time
-        if partition_of(payment.tenant_id, payment.account_id, self.accounts) != self.partition:
+        if place_of(payment.tenant_id, payment.account_id, self.accounts) != self.partition:
             return "account_mismatch"
         if event_ms - raw.at_ms > limits.skew_ms:
             return "future_time"
@@ -104,7 +106,7 @@ class AccountReading:
         own = self.watermarks.get(sender, min(self.watermarks.values(), default=0))
         if payment.mode != "backfill" and own - event_ms > limits.dedupe_horizon_ms:
             return "too_old"
-        pid = payment_hash(payment.tenant_id, payment.account_id, payment.payment_id, payment.mode == "test")
+        pid = pid_of(payment.tenant_id, payment.account_id, payment.payment_id, test=payment.mode == "test")
         known = self.known.get(pid)
         if known is not None:
             if known.content != parsed.fingerprint_source:
@@ -113,7 +115,7 @@ class AccountReading:
                 return SILENT
             repeat = Repeat(
                 self.offset, self.n, raw.at_ms, *sender, raw.offset, pid, known.at_ms, payment.tenant_id,
-                payment.account_id, payment.payment_id, known.test, raw.traceparent,
+                payment.account_id, payment.payment_id, known.test, clean(raw.traceparent),
             )  # fmt: skip
             self.items[TERMINAL_JOURNAL, known.terminal].append(repeat)
             return REPEAT
@@ -128,16 +130,18 @@ class AccountReading:
         if payment.mode != "test":
             late = watermark is not None and watermark - event_ms > self.limits.lateness_ms
             self.watermarks[sender] = event_ms if watermark is None else max(watermark, event_ms)
-        terminal = partition_of(payment.tenant_id, payment.terminal_id or payment.account_id, self.terminals)
+        terminal = place_of(payment.tenant_id, payment.terminal_id or payment.account_id, self.terminals)
         day = event_ms // DAY_MS
         self.oldest_day = min(self.oldest_day or day, day)
         self.known[pid] = Known(parsed.fingerprint_source, event_ms, raw.at_ms, terminal, payment.mode == "test")
         placed = Placed(
             self.offset, self.n, raw.at_ms, *sender, raw.offset, pid, late, self._base(payment), payment, [],
-            raw.traceparent,
+            clean(raw.traceparent),
         )  # fmt: skip
         self.items[TERMINAL_JOURNAL, terminal].append(placed)
-        self.features[pid] = self.counting.place(payment, payment.account_id, pid, placed.base_amount)
+        self.features[pid] = self.counting.place(
+            placed, payment.account_id, payment.terminal_id, self.clock_ms, self.limits.maturity_ms
+        )
         waiting = self.waiting.pop(pid, None)
         for _, word in [] if waiting is None else waiting.words:
             self.n += self._send(pid, word, self.n + 1)
@@ -145,12 +149,15 @@ class AccountReading:
     def _base(self, payment: Payment) -> int:
         if payment.currency == self.rates.base:
             return payment.amount
+        if payment.billing_currency == self.rates.base and payment.billing_amount is not None:
+            return payment.billing_amount
         rate = self.rates.nano_base_per_minor.get(payment.currency)
         return -1 if rate is None else payment.amount * rate // 10**9
 
-    def _word(self, raw: Raw) -> None:
+    def _word(self, raw: Raw, sender: Source) -> None:
         """A label, a clock or an update."""
         if raw.oversize is not None:
+            self.refused.add((raw.source, sender, raw.offset))
             return
         if raw.source == LABELS:
             parsed = parse_label(raw.value, self.limits)
@@ -159,10 +166,11 @@ class AccountReading:
             parsed = parse_update(raw.value, self.limits)
             word = parsed if isinstance(parsed, Refusal) else parsed.update
         if isinstance(word, Refusal) or word.observed_at - raw.at_ms > self.limits.skew_ms:
+            self.refused.add((raw.source, sender, raw.offset))
             return
         is_clock = isinstance(word, Label) and word.kind == "clock"
         if not is_clock:
-            pid = payment_hash(word.tenant_id, word.account_id or "", word.payment_id or "")
+            pid = pid_of(word.tenant_id, word.account_id or "", word.payment_id or "")
             known = self.known.get(pid)
             if known is not None and known.event_ms // DAY_MS >= self.forgotten_day:
                 self._send(pid, word, self.n)
@@ -222,38 +230,63 @@ HISTORY_MS = 90 * DAY_MS  # before the newest payment of an entity: what is olde
 COUNTED = (
     *(f"payments_{window}_count" for window in WINDOWS_MS),
     *(f"amount_{window}_sum" for window in WINDOWS_MS),
+    *(f"others_{window}_distinct" for window in ("1d", "7d", "30d")),
     "frauds_known_30d_count",
+    "frauds_28d_count",
+    "fraud_28d_share",
+    "since_last_s",
+    "pair_count",
 )
+
+
+class Seen(NamedTuple):
+    """A payment that left a trace at an entity. `other`: the terminal, or the account; None: none is named."""
+
+    pid: bytes
+    at_ms: int
+    amount: int
+    other: str | None
 
 
 class Counting:
     """Some features of an entity counted plainly over all of its payments that were placed up to now: of windows
-    (t - width, t] how many there are, the sum of their known amounts, and how many are known at t to be fraud."""
+    (t - width, t] how many there are, the sum of their known amounts, how many others; how many are known at t to be
+    fraud, of all and of those that the labels' clock calls mature."""
 
     def __init__(self) -> None:
-        self.placed: dict[bytes, list[tuple[bytes, int, int]]] = {}
+        self.placed: dict[tuple[str, str], list[Seen]] = {}
         self.frauds: dict[bytes, int] = {}
 
-    def place(self, payment: Payment, entity_id: str, pid: bytes, amount: int) -> list[float]:
-        """`COUNTED` of this payment. `amount`: -1 if it is not known. A test, or money that goes back, counts itself
-        and leaves no trace."""
+    def place(
+        self, item: Placed, entity_id: str, other: str | None, label_clock_ms: int, maturity_ms: int
+    ) -> list[float]:
+        """`COUNTED` of this payment. A test, or money that goes back, counts itself and leaves no trace."""
+        payment = item.payment
         event_ms = payment.event_time
-        placed = self.placed.setdefault(entity_key(payment.tenant_id, entity_id), [])
-        this = (pid, event_ms, amount)
-        held_from_ms = max((at_ms for _, at_ms, _ in placed), default=event_ms) - HISTORY_MS
-        before = [other for other in placed if other[1] > held_from_ms]
-        held = [other for other in (*before, this) if event_ms - WINDOWS_MS["30d"] < other[1] <= event_ms]
+        placed = self.placed.setdefault((payment.tenant_id, entity_id), [])
+        this = Seen(item.pid, event_ms, item.base_amount, other)
+        held_from_ms = max((seen.at_ms for seen in placed), default=event_ms) - HISTORY_MS
+        before = [seen for seen in placed if held_from_ms < seen.at_ms <= event_ms]
+        held = [seen for seen in (*before, this) if seen.at_ms > event_ms - WINDOWS_MS["30d"]]
         if payment.mode != "test" and payment.operation not in ("refund", "payout"):
             placed.append(this)
-        counts: list[float] = []
-        sums: list[float] = []
-        for width_ms in WINDOWS_MS.values():
-            window = [amount for _, at_ms, amount in held if at_ms > event_ms - width_ms]
-            known = [amount for amount in window if amount >= 0]
-            counts.append(len(window))
-            sums.append(sum(known) if known else math.nan)
-        frauds = sum(self.frauds.get(other, event_ms + 1) <= event_ms for other, _, _ in held)
-        return [*counts, *sums, frauds]
+        windows = {name: [seen for seen in held if seen.at_ms > event_ms - width] for name, width in WINDOWS_MS.items()}
+        known = {name: [seen.amount for seen in window if seen.amount >= 0] for name, window in windows.items()}
+        fraud = [seen for seen in held if self.frauds.get(seen.pid, event_ms + 1) <= event_ms]
+        mature_ms = min(event_ms, label_clock_ms) - maturity_ms
+        mature = [seen for seen in before if mature_ms - 28 * DAY_MS < seen.at_ms <= mature_ms]
+        mature_frauds = sum(self.frauds.get(seen.pid, event_ms + 1) <= event_ms for seen in mature)
+        pairs = [seen for seen in before if seen.other == other and seen.at_ms > event_ms - HISTORY_MS]
+        return [
+            *(len(window) for window in windows.values()),
+            *(sum(amounts) if amounts else math.nan for amounts in known.values()),
+            *(len({seen.other for seen in windows[name]} - {None}) for name in ("1d", "7d", "30d")),
+            len(fraud),
+            mature_frauds,
+            (mature_frauds + 0.1) / (len(mature) + 10.0),
+            (event_ms - max(seen.at_ms for seen in before)) / 1000.0 if before else math.nan,
+            math.nan if other is None else len(pairs),
+        ]
 
     def judge(self, pid: bytes, observed_ms: int, fraud: bool) -> None:
         if fraud:

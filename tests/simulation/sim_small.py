@@ -4,6 +4,7 @@ import importlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from stream.features import FEATURES_VERSION, MODEL_FEATURES
@@ -14,6 +15,7 @@ from stream.rules.policy import CHALLENGE
 from stream.stages.decide import Decider
 from stream.stages.stage import Outbox, Step
 from stream.stages.terminal import TerminalStage
+from stream.windows.entity import EntityWindows
 from topics import codec
 from topics.codec import Parsed
 from topics.journal import Clock
@@ -24,6 +26,9 @@ DAY_MS = 86_400_000
 KEEP_ONE_IN = 2
 UNLABELLED_ONE_IN = 2
 PROVISIONAL_MS = DAY_MS // 2
+CLOCK_STEP_MS = 6 * 3_600_000
+BLOCK_ITEMS_MAX, BLOCK_BYTES_MAX = 4, 4_000
+FEW_ENTRIES = 8  # an entity's ring in some runs: what came before them is folded
 
 
 def keep_legitimate(payment_hash: int) -> float:
@@ -100,11 +105,11 @@ class BreakingGam(Gam):
 
 
 SMALL: tuple[tuple[str, str, Any], ...] = (
-    ("stream.runner.partition", "BLOCK_ITEMS_MAX", 4),
-    ("stream.runner.partition", "BLOCK_BYTES_MAX", 4_000),
+    ("stream.runner.partition", "BLOCK_ITEMS_MAX", BLOCK_ITEMS_MAX),
+    ("stream.runner.partition", "BLOCK_BYTES_MAX", BLOCK_BYTES_MAX),
     ("stream.stages.account", "EPOCH_MS", DAY_MS),
     ("stream.stages.account", "LABELS_MAX", 6),
-    ("stream.stages.account", "CLOCK_STEP_MS", 6 * 3_600_000),
+    ("stream.stages.account", "CLOCK_STEP_MS", CLOCK_STEP_MS),
     ("stream.stages.terminal", "UNLABELLED_ONE_IN", UNLABELLED_ONE_IN),
     ("stream.stages.terminal", "MATURED_MAX", 2),
     ("stream.stages.terminal", "DUE_ROWS_MAX", 5),
@@ -122,13 +127,21 @@ SMALL: tuple[tuple[str, str, Any], ...] = (
 )
 
 
+OVERFLOWING: tuple[tuple[str, str, Any], ...] = tuple(
+    (module, "EntityWindows", partial(EntityWindows, entries_max=FEW_ENTRIES))
+    for module in ("stream.stages.account", "stream.stages.terminal")
+)
+
+
 @contextmanager
-def small_bounds(breaks_at: int = NEVER) -> Iterator[None]:
-    """Production's constants are replaced while this lasts. `breaks_at`: see `BreakingGam`."""
+def small_bounds(breaks_at: int = NEVER, *, few_entries: bool = False) -> Iterator[None]:
+    """Production's constants are replaced while this lasts. `breaks_at`: see `BreakingGam`; `few_entries`: windows
+    that overflow."""
     BreakingGam.breaks_at, BreakingGam.broken = breaks_at, 0
-    before = [(importlib.import_module(module), name) for module, name, _ in SMALL]
+    small = [*SMALL, *OVERFLOWING] if few_entries else SMALL
+    before = [(importlib.import_module(module), name) for module, name, _ in small]
     kept = [(module, name, getattr(module, name)) for module, name in before]
-    for (module, name), (_, _, value) in zip(before, SMALL, strict=True):
+    for (module, name), (_, _, value) in zip(before, small, strict=True):
         setattr(module, name, value)
     try:
         yield

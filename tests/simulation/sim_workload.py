@@ -4,20 +4,32 @@ from random import Random
 from typing import Any, NamedTuple
 
 import msgspec
-from sim_small import BAD_CLOCK, BAD_CLOCK_ONE_IN, BOMB_AMOUNT, LATE_BOMB_AMOUNT, PROVISIONAL_MS
+from sim_small import BAD_CLOCK, BAD_CLOCK_ONE_IN, BOMB_AMOUNT, CLOCK_STEP_MS, LATE_BOMB_AMOUNT, PROVISIONAL_MS
 
 from stream.rules.default import DEFAULT_RULES
 from stream.rules.policy import Policy
 from stream.rules.ruleset import Condition, Rule, RuleSet
 from stream.simulate.bad import ALONE, spoil
-from topics.control import Engine, Rates, encode_control, parse_control, payload_as
+from stream.stages.control import ModelPayload
+from topics.control import Engine, Rates, SourceCap, encode_control, parse_control, payload_as
 from topics.limits import Limits
 from topics.refusals import Refusal
 
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
 START_MS = 1_735_689_600_000
-LABEL_KINDS = ("fraud_report", "chargeback", "chargeback", "confirmed_fraud", "confirmed_legit", "dispute_other")
+LABEL_KINDS = (
+    "fraud_report",
+    "chargeback",
+    "chargeback",
+    "chargeback_reversed",
+    "confirmed_fraud",
+    "confirmed_legit",
+    "dispute_other",
+)
+TTL_TOO_LONG = Limits(answer_ttl_ms=2 * DAY_MS, dedupe_horizon_ms=DAY_MS, maturity_ms=DAY_MS)
+POLICY_UPSIDE_DOWN = Policy(mode="enforce", challenge_from=0.9, decline_from=0.1, matured_frauds_min=0)
+MODEL_OF_OTHERS = ModelPayload(version="1-other", offset=10**9, features="other", compiled=b"")
 BAD_CONTROL = (
     b"",
     b"{",
@@ -26,9 +38,17 @@ BAD_CONTROL = (
         b'{"kind":"rules","by":"x","why":"y","payload":{"rules":[{"code":"a","title":"t","action":"decline","when":'
         b'[{"feature":"there_is_none","op":"gt","value":1}]}]}}'
     ),
+    encode_control(kind="settings", by="x", why="an answer without its fingerprint", payload=TTL_TOO_LONG),
+    encode_control(kind="policy", by="x", why="what is graver comes sooner", payload=POLICY_UPSIDE_DOWN),
+    encode_control(kind="model", by="x", why="it has learned from other features", payload=MODEL_OF_OTHERS),
 )
+"""By x: none of these may come into force."""
 BOMBS = (0, 0, 0, 1, 2)  # payments on which a stage fails
+MOVES = (-DAY_MS, -1, 1, HOUR_MS, DAY_MS)  # of a payment that comes again with another time
 CODES = (None, "10.4", "4837", "13.1", "zz")
+
+
+Headers = tuple[tuple[str, bytes | None], ...]
 
 
 class Arrives(NamedTuple):
@@ -39,6 +59,7 @@ class Arrives(NamedTuple):
     partition: int
     value: bytes | None
     key: bytes | None = None
+    headers: Headers = ()
 
 
 class Workload(NamedTuple):
@@ -89,6 +110,8 @@ def _control(rng: Random, at_ms: int, forgetful: bool, kind: str) -> Arrives:
         payload = Engine(engine=rng.choice((1, 2, 2, 3)))  # nobody here holds a third
     elif kind == "rates":
         payload = Rates(base="EUR", nano_base_per_minor={"USD": rng.randrange(8 * 10**8, 10**9)})
+    elif kind == "source_cap":
+        payload = SourceCap(account_id="a0")
     else:
         return Arrives(at_ms, "control", 0, rng.choice(BAD_CONTROL))
     return Arrives(at_ms, "control", 0, encode_control(kind=kind, by="sim", why="seeded", payload=payload))
@@ -112,6 +135,9 @@ def _payment(rng: Random, number: int, at_ms: int, accounts: int, terminals: int
         payment["terminal_id"] = f"t{rng.randrange(terminals)}"
     if rng.random() < 0.15:
         payment["tenant_id"] = "other"
+    if rng.random() < 0.1:
+        payment["billing_amount"] = rng.randrange(100_000)
+        payment["billing_currency"] = rng.choice(("EUR", "EUR", "JPY"))
     if rng.random() < 0.3:
         payment["mcc"] = rng.choice(("5411", "7995"))
     if rng.random() < 0.2:
@@ -147,7 +173,22 @@ def _label(rng: Random, payment: dict[str, Any], at_ms: int) -> dict[str, Any]:
         code = rng.choice(CODES)
         if code is not None:
             label["reason_code"] = code
+    if label["kind"] in ("chargeback", "chargeback_reversed") and rng.random() < 0.3:
+        label["dispute_id"] = rng.choice(("d1", "d2"))
+    if label["kind"] == "chargeback_reversed":
+        label["result"] = rng.choice(("evidence", "liability", "withdrawn"))
     return label
+
+
+def _headers(rng: Random, number: int) -> Headers:
+    """A trace context, as most send none and some send a bad one."""
+    trace = b"00-%08x%s-%s-01" % (number, b"abcdef" * 4, b"fedcba98" * 2)
+    chance = rng.random()
+    if chance < 0.7:
+        return ()
+    if chance < 0.9:
+        return (("tracestate", b"x"), ("traceparent", trace))
+    return (("traceparent", rng.choice((None, b"", trace.upper(), trace + b"0", b"\xff" * 55, b"0" * 65))),)
 
 
 def workload(rng: Random, payments: int, partitions: int) -> Workload:
@@ -165,14 +206,15 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
     def send(at_ms: int, topic: str, value: bytes | None, partition: int | None = None) -> None:
         spread = partitions if topic in ("payments", "updates") else 1
         key = rng.choice((None, b"k", b"other"))  # what a client chose as key and partition means nothing to us
-        events.append(Arrives(at_ms, topic, rng.randrange(spread) if partition is None else partition, value, key))
+        at = rng.randrange(spread) if partition is None else partition
+        events.append(Arrives(at_ms, topic, at, value, key, _headers(rng, len(events))))
 
     def edge(payment: dict[str, Any], at_ms: int) -> None:
         """Records that lie on a limit, and a millisecond to either side of it."""
         partition, off_ms = rng.randrange(partitions), rng.choice((-1, 0, 0, 1))
         newest = {**payment, "event_time": at_ms, "mode": "live", "payment_id": f"{payment['payment_id']}-e"}
         send(at_ms, "payments", encode(newest), partition)
-        kind = rng.randrange(5)
+        kind = rng.randrange(7)
         name = {**newest, "payment_id": f"{payment['payment_id']}-f"}
         if kind == 0:
             send(at_ms, "payments", encode({**name, "event_time": at_ms - limits.lateness_ms + off_ms}), partition)
@@ -188,6 +230,22 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
                 "payments",
                 encode({**newest, "payment_id": f"{payment['payment_id']}-e"}),
             )
+        elif kind == 4:  # the first instant whose answers are kept, when the last one can be asked for
+            midnight_ms = (at_ms // DAY_MS + 1) * DAY_MS
+            again_ms = midnight_ms + limits.answer_ttl_ms
+            named = encode({**name, "event_time": midnight_ms})
+            send(midnight_ms, "payments", named, partition)
+            send(
+                again_ms,
+                "payments",
+                encode({**name, "event_time": again_ms, "payment_id": f"{payment['payment_id']}-g"}),
+                partition,
+            )
+            send(again_ms, "payments", named, partition)
+        elif kind == 5:  # a label so long after a clock that it is one, too
+            when_ms = at_ms + CLOCK_STEP_MS + off_ms
+            send(at_ms, "labels", encode({"kind": "clock", "observed_at": at_ms}))
+            send(when_ms, "labels", encode({**_label(rng, newest, when_ms), "observed_at": when_ms}))
         else:
             clock_ms = at_ms + limits.maturity_ms + off_ms
             send(clock_ms, "labels", encode({"kind": "clock", "observed_at": clock_ms}))
@@ -210,10 +268,16 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
         if chance < 0.08:  # at once, or days later
             send(at + rng.choice((0, 5_000, HOUR_MS, 2 * DAY_MS, 4 * DAY_MS)), "payments", value)
         elif chance < 0.12:
-            send(at + rng.choice((1, DAY_MS)), "payments", encode({**payment, "amount": payment["amount"] + 1}))
-        elif chance < 0.20:
-            send(at, "payments", spoil(value, rng.choice(ALONE), number))
+            other = rng.choice(
+                ({"amount": payment["amount"] + 1}, {"event_time": payment["event_time"] + rng.choice(MOVES)})
+            )
+            send(at + rng.choice((1, DAY_MS)), "payments", encode({**payment, **other}))
+        elif chance < 0.15:  # the same id by another sender: it has nothing to do with this one
+            other = rng.choice(({"account_id": "a1"}, {"tenant_id": "third"}, {"mode": "test"}))
+            send(at, "payments", encode({**payment, **other}))
         elif chance < 0.22:
+            send(at, "payments", spoil(value, rng.choice(ALONE), number))
+        elif chance < 0.24:
             send(at, "payments", rng.choice((None, b"null", b"[]", b"\x00")))
         if rng.random() < 0.08:
             edge(payment, at)
@@ -239,7 +303,7 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
         if rng.random() < 0.02:
             send(at, rng.choice(("labels", "updates")), rng.choice((b"", b"{}", b'{"kind":"clock"}', b"nonsense")))
         if rng.random() < 0.04:
-            kind = rng.choice(("settings", "policy", "rules", "rates", "bad", "engine", "engine"))
+            kind = rng.choice(("settings", "policy", "rules", "rates", "bad", "bad", "engine", "engine", "source_cap"))
             events.append(_control(rng, at, forgetful, kind))
             if kind == "settings":
                 limits = _settings_in(events[-1])

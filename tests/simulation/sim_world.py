@@ -117,6 +117,7 @@ class World:
         self.happened: Counter[str] = Counter()
         self.fired: Counter[str] = Counter()
         self.held: dict[TP, int] = {}
+        self.slow: dict[TP, int] = {}
         self.skips = Skips()
         self.twins = 0
         self.turn = 0
@@ -179,6 +180,8 @@ class World:
         self.happened[str(error.__cause__)] += 1
         tp = (error.journal.topic, error.journal.partition)
         host = worker.hosts.pop(tp)
+        if not host.runner.broken:
+            raise AssertionError(f"{tp} has failed half-way, and would write a checkpoint")
         self._open(worker, tp, host.lease)
         again = worker.hosts[tp]
         again.careful_until = error.last + 1
@@ -353,7 +356,7 @@ class World:
     def append(self, worker: Worker, tp: TP) -> bool:
         """The brokers take the next record of one destination."""
         queue = worker.queued.get(tp)
-        if not queue:
+        if not queue or self.slow.get(tp, 0) > self.turn:
             return False
         runner, send = queue.popleft()
         self.log.send(send)
@@ -412,7 +415,7 @@ class World:
         event = self.load.popleft()
         self.log.now_ms = max(self.log.now_ms, event.at_ms)
         tp = (event.topic, event.partition)
-        self.log.append(tp, event.value, event.key)
+        self.log.append(tp, event.value, event.key, event.headers)
         if self.faults and self.rng.random() < 0.01:
             self.log.hole(tp)  # a transaction's marker
         return True
@@ -494,6 +497,11 @@ class World:
             if tp[0] == "terminal-journal":
                 self.held[tp] = self.turn + 60
                 self.happened["held"] += 1
+        elif chance < 0.30:  # a leader is away: what goes there waits with the producer
+            queued = [tp for worker in self.workers for tp in worker.queued]
+            if queued:
+                self.slow[rng.choice(queued)] = self.turn + 30
+                self.happened["slow"] += 1
         elif chance < 0.34:
             stopped = [host for host in worker.hosts.values() if host.stopped_at >= 0]
             if stopped:
@@ -507,8 +515,8 @@ class World:
         elif chance < 0.38:
             tp = rng.choice(self.tps)
             if tp in self.group.offsets:  # an operator resets the group's offset: it carries no word of ours
-                end = self.log.end(tp)
-                self.group.offsets[tp] = (rng.choice((end, rng.randrange(end + 1))), rng.choice(("", "1:00:0")))
+                end, word = self.log.end(tp), self.group.offsets[tp][1]  # or that of another offset
+                self.group.offsets[tp] = (rng.choice((end, rng.randrange(end + 1))), rng.choice(("", "1:00:0", word)))
                 self.happened["offsets reset"] += 1
 
     def settle(self) -> None:
@@ -516,6 +524,7 @@ class World:
         self.faults = False
         self.batch_max = max(self.batch_max, FETCH_MAX)  # small fetches have been tried by now
         self.held.clear()
+        self.slow.clear()
         for worker in self.workers:
             worker.armed = None
             worker.up = True

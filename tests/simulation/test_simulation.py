@@ -37,6 +37,7 @@ FAULTS = (
     "snapshot restored",
     "skip of another record",
     "skipped",
+    "slow",
     "stage failed",
     "stale fetch",
     "torn write",

@@ -3,6 +3,7 @@
 from base64 import b64decode
 from typing import Any
 
+import msgspec
 import pytest
 from stage_bench import DAY_MS, NOW_MS, SENDER, Bench, Collected, causes, control, limits
 
@@ -256,6 +257,17 @@ def test_silence_is_followed_by_what_later_labels_say(
     assert found == examples
 
 
+def test_only_a_fraud_is_told_as_provisional_and_taken_back_as_it_was_told() -> None:
+    """Of a chargeback that was reversed, then charged back again. A legitimate payment teaches in full."""
+    bench = Bench("terminal")
+    bench.feed(placed(1), *clocks(NOW_MS + MATURITY_MS))
+    told: list[tuple[bool, bool, bool]] = []
+    for n, (fraud, provisional) in enumerate([(True, True), (False, True), (True, False)]):
+        out = bench.feed(judged(1, fraud, at_ms=NOW_MS + MATURITY_MS + n, provisional=provisional))
+        told += [(e.fraud, e.provisional, e.was_provisional) for e in out.of(Example)]
+    assert told == [(True, True, False), (False, False, True), (True, False, False)]
+
+
 def test_a_label_of_a_payment_that_is_forgotten_teaches_nothing() -> None:
     bench = Bench("terminal")
     bench.feed(placed(1), *clocks(NOW_MS + 182 * DAY_MS))
@@ -271,6 +283,14 @@ def test_a_skipped_payment_is_answered_as_refused_and_the_clock_goes_on() -> Non
     assert causes(out) == ["skipped"]
     assert bench.stage.label_clock_ms == NOW_MS
     assert taught(matured(bench)) == []
+
+
+def test_a_skipped_repeat_of_a_test_payment_is_answered_as_a_test() -> None:
+    bench = Bench("terminal")
+    out = Collected()
+    item = msgspec.structs.replace(repeat(1, NOW_MS), test=True)
+    bench.stage.skip([Step(0, 0, NOW_MS, (b"a" * 16, 0), item)], out)
+    assert [(value["cause"], value["mode"]) for value in out.values("decisions")] == [("skipped", "test")]
 
 
 # ---- cost ----
