@@ -67,6 +67,12 @@ def pack(row: Row) -> bytes:
     return head + row.entity + row.features + tail
 
 
+def pack_taught(row: Row, taught: int) -> bytes:
+    """The row after it has taught: a label that waited has been heard."""
+    head = _HEAD.pack(row.flags, row.truth, taught, row.part, len(row.entity), len(row.features))
+    return head + row.entity + row.features
+
+
 def pack_new(flags: Sequence[int], entities: Sequence[bytes], features: Sequence[bytes]) -> list[bytes]:
     """Rows of payments of which nothing is known yet."""
     pack = _HEAD.pack

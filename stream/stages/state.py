@@ -8,7 +8,7 @@ Keys start with one byte that names their table, so one store holds a stage's ta
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from heapq import merge
 from typing import NamedTuple, Protocol, cast
 
@@ -33,34 +33,43 @@ class Changes(NamedTuple):
 
 
 class _Ordered:
-    """The keys of one table in order. What is added is put in its place when it is next asked for: what came at the
-    high end meanwhile costs next to nothing."""
+    """The keys of one table in order. What is added is put in its place when something is asked that it may be part of:
+    what came at the high end meanwhile, as most does where keys are times, costs next to nothing."""
 
     def __init__(self, keys: Iterable[bytes] = ()) -> None:
         self._keys = sorted(keys)
-        self.fresh: list[bytes] = []
+        self._fresh: list[bytes] = []
+        self._fresh_low = HIGHEST
 
-    def _all(self) -> list[bytes]:
-        keys, fresh = self._keys, self.fresh
-        if fresh:
-            at = bisect_left(keys, min(fresh))
+    def add(self, keys: Collection[bytes]) -> None:
+        """Keys that are not held yet."""
+        if keys:
+            self._fresh += keys
+            self._fresh_low = min(self._fresh_low, min(keys))
+
+    def _below(self, high: bytes) -> list[bytes]:
+        """Keys in order, among them all below `high`."""
+        keys, fresh = self._keys, self._fresh
+        if fresh and self._fresh_low < high:
+            at = bisect_left(keys, self._fresh_low)
             keys[at:] = sorted(keys[at:] + fresh)
             fresh.clear()
+            self._fresh_low = HIGHEST
         return keys
 
     def between(self, low: bytes, high: bytes, limit: int | None = None) -> list[bytes]:
         """Keys with low <= key < high, ascending, at most `limit` of them."""
-        keys = self._all()
+        keys = self._below(high)
         first, last = bisect_left(keys, low), bisect_left(keys, high)
         return keys[first : last if limit is None else min(last, first + limit)]
 
     def remove_between(self, low: bytes, high: bytes) -> None:
-        keys = self._all()
+        keys = self._below(high)
         del keys[bisect_left(keys, low) : bisect_left(keys, high)]
 
     def remove(self, key: bytes) -> None:
         """A key that is held."""
-        keys = self._all()
+        keys = self._below(key + b"\0")
         del keys[bisect_left(keys, key)]
 
 
@@ -98,9 +107,8 @@ class MemoryStore:
         for key in gone:
             if pairs.pop(key, None) is not None and key[0] in ordered:
                 ordered[key[0]].remove(key)
-        for key in [key for key in writes if key[0] in ordered and key not in pairs]:
-            if writes[key] is not None:
-                ordered[key[0]].fresh.append(key)
+        for table, keys in ordered.items():
+            keys.add([key for key in writes if key[0] == table and key not in pairs and writes[key] is not None])
         pairs.update(cast("dict[bytes, bytes]", writes))
         for key in gone:
             del pairs[key]
@@ -201,7 +209,7 @@ class State:
         """`put` of each, in their order; all keys are of one table."""
         ordered, live = self._live_ordered.get(table[0]), self._live
         if ordered is not None:
-            ordered.fresh += values if live.keys().isdisjoint(values) else [key for key in values if key not in live]
+            ordered.add(values if live.keys().isdisjoint(values) else [key for key in values if key not in live])
         live.update(values)
 
     def delete(self, key: bytes) -> None:
@@ -210,7 +218,7 @@ class State:
     def _change(self, key: bytes, value: bytes | None) -> None:
         ordered = self._live_ordered.get(key[0])
         if ordered is not None and key not in self._live:
-            ordered.fresh.append(key)
+            ordered.add((key,))
         self._live[key] = value
 
     def drop_range(self, low: bytes, high: bytes) -> None:

@@ -451,18 +451,17 @@ class TerminalStage:
 
     def _teach(self, step: Step, key: bytes, value: bytes | None, j: int, out: Outbox) -> bool:
         """One row whose time has come; whether it teaches."""
-        pid = key[9:]
-        if value is None or self._forgotten(_event_ms(key)):
+        event_ms = _event_ms(key)
+        if value is None or self._forgotten(event_ms):
             return False
         row = pending.unpack(value)
         if row.truth != pending.TAUGHT_NOTHING:
             self._learned(step, key, row, row.truth, 1.0, j, out)
             return True
-        weight = pending.weight_of_silence(row, pid)
+        weight = pending.weight_of_silence(row, key[9:])
         if not row.went_through or not weight:
             return False
-        mature = _event_ms(key) <= self._label_clock_ms - self.meaning.limits.maturity_ms
-        if row.flags & pending.NOTABLE and not mature:
+        if row.flags & pending.NOTABLE and event_ms > self._label_clock_ms - self.meaning.limits.maturity_ms:
             self._state.put(keys.TABLE_UNSURE + key[1:], b"")
             part = percent_known(self._globals.told_soon, self._globals.told)
             row = row._replace(part=part)
@@ -479,7 +478,7 @@ class TerminalStage:
     ) -> None:
         """An example of what a label said that waited, or of silence."""
         self.counts["matured"] += 1
-        self._state.put(key, pending.pack(row._replace(taught=taught, label=None)))
+        self._state.put(key, pending.pack_taught(row, taught))
         silent = taught in (pending.TAUGHT_BY_SILENCE, pending.TAUGHT_UNSURE)
         observed_ms, source = (None if silent else row.label) or (self._label_clock_ms, None)
         example = Example(
