@@ -33,7 +33,13 @@ class Tally:
         self.fired: Counter[str] = Counter()
         self.happened: Counter[str] = Counter()
         self.stopped = False  # by a signal
+        self.telling = False  # of a result: a signal waits until it is told and counted
         self.began_s = self.told_s = time.monotonic()
+
+    def stop(self, _signal: int, _frame: object) -> None:
+        self.stopped = True
+        if not self.telling:
+            raise KeyboardInterrupt
 
     def per_second(self) -> float:
         return round(self.ran / (time.monotonic() - self.began_s), 2)
@@ -48,11 +54,13 @@ class Tally:
 def tally(options: argparse.Namespace) -> Tally:
     """Run the seeds. SIGINT or SIGTERM ends it early: what was run until then counts."""
     found = Tally()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, found.stop)
     seeds = range(options.seed, options.seed + options.seeds)
     try:
         with closing(run_seeds(seeds, payments=options.payments, jobs=min(options.jobs, len(seeds)))) as results:
             for result in results:
+                found.telling = True
                 found.ran += 1
                 if isinstance(result, Failed):
                     found.failures.append(result.seed)
@@ -69,8 +77,10 @@ def tally(options: argparse.Namespace) -> Tally:
                     if options.digests:
                         print(f"digest {result.seed} {result.digest}", flush=True)
                 found.progress(options.seeds)
+                found.telling = False
+                if found.stopped:
+                    raise KeyboardInterrupt
     except KeyboardInterrupt:
-        found.stopped = True
         print(f"stopped by a signal after {found.ran} of {options.seeds} seeds", file=sys.stderr, flush=True)
     return found
 
