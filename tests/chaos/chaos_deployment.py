@@ -38,6 +38,9 @@ PARTITIONS = 2
 COMMAND = (sys.executable, "-c", "from stream.cli.main import main; main()")
 STOOD_STILL_S = 2.0  # between two looks: more was not this process's time
 SENT_AT_ONCE = 50
+WAITING_MAX = (
+    30_000  # some seconds of answers: a worker that is behind for minutes would show the machine, not the fault
+)
 ANSWER_S_MAX = 150.0  # without any new answer: the run has failed
 Place = tuple[int, int]
 AnyBroker = EmbeddedBroker | EmbeddedCluster
@@ -305,10 +308,18 @@ class Watcher(threading.Thread):
 
 
 class Feed(threading.Thread):
-    """Sends a load at a steady rate. Payments acknowledged are told to the watcher."""
+    """Sends a load at a steady rate. Payments acknowledged are told to the watcher; while `waiting_max` of them have
+    no answer, nothing is sent."""
 
     def __init__(
-        self, client: dict[str, Any], prefix: str, load: Iterable[Wanted], watcher: Watcher, *, rate: float
+        self,
+        client: dict[str, Any],
+        prefix: str,
+        load: Iterable[Wanted],
+        watcher: Watcher,
+        *,
+        rate: float,
+        waiting_max: float = WAITING_MAX,
     ) -> None:
         super().__init__(daemon=True, name="feed")
         self.client = client
@@ -324,6 +335,7 @@ class Feed(threading.Thread):
             }
         )
         self._prefix, self._load, self._watcher, self._rate = prefix, load, watcher, rate
+        self._waiting_max = waiting_max
         self.paused = threading.Event()
         self.failure: str = ""
         self.sent = 0
@@ -337,6 +349,9 @@ class Feed(threading.Thread):
                 self._producer.poll(0.05)
                 due_s += 0.05
             if i % SENT_AT_ONCE == 0:
+                while self._watcher.waiting >= self._waiting_max:
+                    self._producer.poll(0.05)
+                    due_s = max(due_s, time.monotonic())
                 ahead_s = due_s - time.monotonic()
                 due_s += SENT_AT_ONCE / self._rate
                 self._producer.poll(0)
@@ -456,8 +471,8 @@ class Deployment:
             made.start()
         return made
 
-    def feed(self, load: Load, *, rate: float) -> Feed:
-        feed = Feed(self.client, self.prefix, load, self.watcher, rate=rate)
+    def feed(self, load: Iterable[Wanted], *, rate: float, waiting_max: float = WAITING_MAX) -> Feed:
+        feed = Feed(self.client, self.prefix, load, self.watcher, rate=rate, waiting_max=waiting_max)
         self.feeds.append(feed)
         feed.start()
         return feed

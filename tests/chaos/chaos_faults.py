@@ -50,7 +50,7 @@ def fault(
     return register
 
 
-RATE_MAX = 6_000.0  # of brokers, workers and this process together, on two cores, with something to spare
+RATE_MAX = 8_000.0  # of brokers, workers and this process together, on two cores, with something to spare
 
 
 def rate_for(payments: int, seconds: float, most: float = RATE_MAX) -> float:

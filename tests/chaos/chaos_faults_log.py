@@ -1,5 +1,6 @@
 """Faults of the log, of its operators and of the code: what a broker or a worker suffers without being killed."""
 
+import math
 import re
 import shutil
 import subprocess
@@ -68,7 +69,8 @@ def journal_trimmed(deployment: Deployment, payments: int) -> Evidence:
     worker.start()
     deployment.until(lambda: worker.count(r"terminal-journal\[0\] STOPPED.*the log begins at") > 0, "it refuses", 60)
     before = deployment.watcher.answers
-    deployment.feed(Load(payments // 3, deployment.seed + 2), rate=rate_for(payments, 15.0)).join()
+    third = Load(payments // 3, deployment.seed + 2)
+    deployment.feed(third, rate=rate_for(payments, 15.0), waiting_max=math.inf).join()
     deployment.until(lambda: deployment.watcher.answers > before, "the other partition goes on", 60)
     deployment.until(lambda: worker.count(r"terminal-journal\[0\] is STOPPED") > 0, "it says so again", 60)
     held = deployment.watcher.waiting
@@ -107,7 +109,8 @@ def topic_recreated(deployment: Deployment, payments: int) -> Evidence:
         lambda: worker.count(r"terminal-journal\[\d\] STOPPED") >= PARTITIONS, "both partitions stop", 90
     )
     clean = Mix(poison=0.0, repeats=0.0, disorder=0.0)
-    feed = deployment.feed(Load(payments // 2, deployment.seed + 1, clean), rate=rate_for(payments, 15.0))
+    second = Load(payments // 2, deployment.seed + 1, clean)
+    feed = deployment.feed(second, rate=rate_for(payments, 15.0), waiting_max=math.inf)
     feed.join()
     worker.terminate()
     worker.start()
@@ -202,6 +205,8 @@ class TransactionalFeed(Feed):
                 continue
             batch.append(wanted)
             if len(batch) == self._size:
+                while self._watcher.waiting >= self._waiting_max:
+                    time.sleep(0.05)
                 self._transact(producers[number % len(producers)], batch, abort=number % 3 == 2)
                 number += 1
                 time.sleep(self._size / self._rate)
@@ -285,7 +290,8 @@ def apply_raises(deployment: Deployment, payments: int) -> Evidence:
     deployment.feed([Wanted("payments", b"a1", bomb.encode())], rate=100)
     deployment.until(lambda: worker.count(r"terminal-journal\[\d\] STOPPED") > 0, "the partition stops", 60)
     before = deployment.watcher.answers
-    deployment.feed(Load(payments // 2, deployment.seed + 1), rate=rate_for(payments, 15.0)).join()
+    second = Load(payments // 2, deployment.seed + 1)
+    deployment.feed(second, rate=rate_for(payments, 15.0), waiting_max=math.inf).join()
     deployment.until(lambda: worker.count(r"terminal-journal\[\d\] is STOPPED") > 0, "it says so again", 60)
     others = deployment.watcher.answers - before
     held = deployment.watcher.waiting

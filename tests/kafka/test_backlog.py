@@ -1,5 +1,6 @@
 """A worker joins while another works off a backlog: the group must not wait for the whole of what was fetched."""
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ def test_a_member_with_a_backlog_lets_another_in(kafka, tmp_path: Path) -> None:
     deployment = Deployment(kafka.broker, tmp_path, kafka.fresh_prefix(), seed=11)
     try:
         deployment.begin()
-        deployment.feed(Load(PAYMENTS, deployment.seed), rate=50_000).join()
+        deployment.feed(Load(PAYMENTS, deployment.seed), rate=50_000, waiting_max=math.inf).join()
         busy = deployment.worker("a")
         deployment.until_answering()
         guest = deployment.worker("b")
