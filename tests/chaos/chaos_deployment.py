@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from chaos_load import DAY_MS, Load, Wanted
+from chaos_load import DAY_MS, Wanted
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 from stream.broker.cluster import EmbeddedCluster
@@ -38,9 +38,7 @@ PARTITIONS = 2
 COMMAND = (sys.executable, "-c", "from stream.cli.main import main; main()")
 STOOD_STILL_S = 2.0  # between two looks: more was not this process's time
 SENT_AT_ONCE = 50
-WAITING_MAX = (
-    30_000  # some seconds of answers: a worker that is behind for minutes would show the machine, not the fault
-)
+WAITING_MAX = 30_000  # seconds of answers: to be behind for minutes would show the machine, not the fault
 ANSWER_S_MAX = 150.0  # without any new answer: the run has failed
 Place = tuple[int, int]
 AnyBroker = EmbeddedBroker | EmbeddedCluster
