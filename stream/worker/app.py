@@ -262,7 +262,7 @@ class Worker:
         except (TimeoutError, CommitFenced, StoreError) as error:
             log.warning(
                 "left without a last checkpoint (%s): the next owner repeats from the one before",
-                error or type(error).__name__,
+                str(error) or type(error).__name__,
             )
 
     def _on_disk(self) -> dict[TP, int]:

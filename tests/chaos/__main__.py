@@ -51,6 +51,7 @@ def try_fault(
         deployment.settle()
         deployment.say("all is answered; the workers leave, and everything is compared")
         codes = deployment.stop_workers()
+        deployment.say(f"SIGTERM took {[worker.stop_seconds[-1:] for worker in deployment.workers]} s")
         if any(codes):
             failed.append(f"workers ended with {codes}")
         states = [worker.state for worker in deployment.workers]
