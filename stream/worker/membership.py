@@ -357,15 +357,23 @@ class Membership:
             return  # the start failed
         self.leaving = True
         self._consumer.hurry()
+        began_s = time.monotonic()
+
+        def done(what: str) -> None:  # the process may be ended before it has left: by then it is known what took long
+            log.info("leaving, after %.1f s: %s", time.monotonic() - began_s, what)
+
         async with self._turn:
             if self._left:
                 return
             if self.failure is None:
                 await self._quiesce()
+                done("no round is under way")
                 if self._owned and not self._joining and self._on_hold is not None:
                     await self._guarded(self._on_hold, set(self._owned))
+                    done("the last checkpoint is over")
                 if self._owned:
                     await self._revoke(set(self._owned))
+                    done("all partitions are closed")
             self._left = True
         for task in list(self._tasks):
             task.cancel()
