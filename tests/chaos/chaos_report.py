@@ -24,6 +24,7 @@ Each run is real Apache Kafka, real `fraud worker` processes and a load that goe
   been sent by then was answered; on two cores that others used as well.
 - *Goes on after*: the longest time from a fault (or the return of a leader) until every partition had a new answer, by
   the broker's clock: without the time to work off what had gathered.
+- *Last*: the last run's payments, and the commit that was tried; "-dirty": with changes on it.
 - *Failed before*: runs that failed before the code was mended; the figures are of the runs since.
 
 Again: `python tests/chaos --fault NAME --payments N --record --json`.
@@ -68,8 +69,8 @@ def table(runs: Iterable[dict[str, Any]]) -> str:
     for run in runs:
         by_fault[run["fault"]].append(run)
     rows = [
-        "| fault | runs | failed before | payments | largest run | missing | conflicting | evidence | recovery, s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| fault | runs | failed before | payments | largest | missing | conflicting | last | evidence | recovery, s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     failing: list[dict[str, Any]] = []
     for name in FAULTS:
@@ -77,7 +78,7 @@ def table(runs: Iterable[dict[str, Any]]) -> str:
         of = _since_it_passed(tried)
         if not of:
             failing += tried[-1:]
-            rows.append(f"| {name} | {'FAILS' if tried else 'not run'} | {len(tried)} | | | | | | |")
+            rows.append(f"| {name} | {'FAILS' if tried else 'not run'} | {len(tried)} | | | | | | | |")
             continue
         cells = (
             name,
@@ -86,6 +87,7 @@ def table(runs: Iterable[dict[str, Any]]) -> str:
             f"{sum(run.get('payments', 0) for run in of):,}",
             f"{max(run.get('payments', 0) for run in of):,}",
             *(f"{sum(run.get(field, 0) for run in of):,}" for field in ("missing", "conflicting")),
+            f"{of[-1].get('payments', 0):,} at {of[-1].get('commit', 'a commit not kept')}",
             evidence_of(of),
             f"{max(run.get('recovery_seconds') or 0.0 for run in of)}",
         )
