@@ -274,7 +274,8 @@ class Counting:
         known = {name: [seen.amount for seen in window if seen.amount >= 0] for name, window in windows.items()}
         fraud = [seen for seen in held if self.frauds.get(seen.pid, event_ms + 1) <= event_ms]
         mature_ms = min(event_ms, label_clock_ms) - maturity_ms
-        mature = [seen for seen in before if mature_ms - 28 * DAY_MS < seen.at_ms <= mature_ms]
+        mature_from_ms = max(mature_ms - 28 * DAY_MS, event_ms - HISTORY_MS)
+        mature = [seen for seen in before if mature_from_ms < seen.at_ms <= mature_ms]
         mature_frauds = sum(self.frauds.get(seen.pid, event_ms + 1) <= event_ms for seen in mature)
         pairs = [seen for seen in before if seen.other == other and seen.at_ms > event_ms - HISTORY_MS]
         return [

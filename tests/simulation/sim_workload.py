@@ -44,7 +44,7 @@ BAD_CONTROL = (
 )
 """By x: none of these may come into force."""
 BOMBS = (0, 0, 0, 1, 2)  # payments on which a stage fails
-MOVES = (-DAY_MS, -1, 1, HOUR_MS, DAY_MS)  # of a payment that comes again with another time
+MOVES = (-DAY_MS, -HOUR_MS, -1)  # of a payment that comes again with another time; later ones: see `edge`
 CODES = (None, "10.4", "4837", "13.1", "zz")
 
 
@@ -214,7 +214,7 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
         partition, off_ms = rng.randrange(partitions), rng.choice((-1, 0, 0, 1))
         newest = {**payment, "event_time": at_ms, "mode": "live", "payment_id": f"{payment['payment_id']}-e"}
         send(at_ms, "payments", encode(newest), partition)
-        kind = rng.randrange(7)
+        kind = rng.randrange(8)
         name = {**newest, "payment_id": f"{payment['payment_id']}-f"}
         if kind == 0:
             send(at_ms, "payments", encode({**name, "event_time": at_ms - limits.lateness_ms + off_ms}), partition)
@@ -242,7 +242,10 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
                 partition,
             )
             send(again_ms, "payments", named, partition)
-        elif kind == 5:  # a label so long after a clock that it is one, too
+        elif kind == 5:  # again with a later time, at once: the first cannot have been forgotten
+            for event_ms in (at_ms - DAY_MS, at_ms):
+                send(at_ms, "payments", encode({**name, "event_time": event_ms}), partition)
+        elif kind == 6:  # a label so long after a clock that it is one, too
             when_ms = at_ms + CLOCK_STEP_MS + off_ms
             send(at_ms, "labels", encode({"kind": "clock", "observed_at": at_ms}))
             send(when_ms, "labels", encode({**_label(rng, newest, when_ms), "observed_at": when_ms}))

@@ -399,6 +399,12 @@ class World:
         host.to_commit = None
         if self.group.commit(host.tp, host.lease, host.runner.commit_point(checkpoint)):
             hook("checkpoint.after_commit")
+            in_flight = any(runner is host.runner for queue in worker.queued.values() for runner, _ in queue)
+            if (
+                self.faults and in_flight and self.rng.random() < 0.1
+            ):  # the worst moment: what was it that was committed?
+                self.happened["crash after a commit, outputs in flight"] += 1
+                raise Crash("after a commit, outputs in flight")
             return
         self.happened["fenced"] += 1
         for tp in [tp for tp, held in worker.hosts.items() if self.group.lease[tp] != held.lease]:

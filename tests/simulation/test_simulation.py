@@ -25,6 +25,7 @@ FAULTS = (
     "appended twice",
     "applied again",
     "arrived unacknowledged",
+    "crash after a commit, outputs in flight",
     "delivered twice",
     "fenced",
     "fetch lost",
