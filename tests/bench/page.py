@@ -23,7 +23,9 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def source(found: dict[str, Any]) -> str:
-    return f"    {found['command']}\n\nCommit {found['commit']}, {found['at']}, {found['machine']}.\n"
+    taken = found.get("stolen")
+    host = "" if taken is None else f" The host gave {taken:.0%} of its cores' time to others meanwhile."
+    return f"    {found['command']}\n\nCommit {found['commit']}, {found['at']}, {found['machine']}.{host}\n"
 
 
 def whole_way(found: dict[str, Any]) -> str:
