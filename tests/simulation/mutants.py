@@ -20,6 +20,8 @@ ACCOUNT = "stream/stages/account.py"
 TERMINAL = "stream/stages/terminal.py"
 OBSERVE = "stream/stages/observe.py"
 STATE = "stream/stages/state.py"
+KEYS = "stream/stages/keys.py"
+ANSWERS = "stream/stages/answers.py"
 LEARNER = "stream/model/learner.py"
 CONTROL = "stream/stages/control.py"
 SEEDS_MAX = 60
@@ -353,6 +355,108 @@ MUTANTS = (
     Mutant(
         "weights that are no numbers are published",
         (("stream/model/compiled.py", "if not (np.abs(numbers) <= NUMBER_MAX).all():", "if False:"),),
+    ),
+    # ---- a third dozen, of families that the first two have not: names, places, what is forgotten, what is told ----
+    Mutant(
+        "what is applied is committed, not what is written",
+        (
+            (
+                RUNNER,
+                "return checkpoint.next_offset, commit_metadata(self.journal.topic_id, checkpoint.next_offset)",
+                "return self.next_offset, commit_metadata(self.journal.topic_id, self.next_offset)",
+            ),
+        ),
+    ),
+    Mutant(
+        "a commit's word names no topic",
+        ((RUNNER, 'return f"1:{topic_id.hex()}:{offset}"', 'return f"1:{offset}"'),),
+    ),
+    Mutant(
+        "what failed half-way may be written",
+        ((RUNNER, "            self.broken = True\n", ""),),
+    ),
+    Mutant(
+        "a trace context is lost",
+        (
+            (
+                ACCOUNT,
+                "None if raw.traceparent is None else clean_traceparent(raw.traceparent),",
+                "None,",
+            ),
+        ),
+    ),
+    Mutant(
+        "the same id of two tenants is one",
+        ((KEYS, 'f"{tenant_id}\\0{account_id}\\0{payment_id}"\n', 'f"{account_id}\\0{payment_id}"\n'),),
+    ),
+    Mutant(
+        "a payment is known in its own epoch only",
+        (
+            (
+                ACCOUNT,
+                "return range(max(epoch - reach, first), min(epoch + reach, last) + 1)",
+                "return range(max(epoch, first), min(epoch, last) + 1)",
+            ),
+        ),
+    ),
+    Mutant(
+        "truths are never forgotten",
+        ((ACCOUNT, "for table in (keys.TABLE_LEDGER, keys.TABLE_TRUTH):", "for table in (keys.TABLE_LEDGER,):"),),
+    ),
+    Mutant(
+        "a refused label is not buried",
+        ((ACCOUNT, "            self._answers.bury(step, raw, step.sender, topic, parsed, out)\n", ""),),
+    ),
+    Mutant(
+        "an answer stands on another partition",
+        (
+            (
+                ANSWERS,
+                "            (account.partition, account.text, value, _first_headers(item))",
+                "            (0, account.text, value, _first_headers(item))",
+            ),
+        ),
+    ),
+    Mutant(
+        "details of the payment before",
+        (("stream/stages/decide.py", "features=decided.rows[i],", "features=decided.rows[max(i - 1, 0)],"),),
+    ),
+    Mutant(
+        "a provisional word is taken back with all its weight",
+        (
+            (
+                "stream/stages/learn.py",
+                "was = example.was_weight * (PROVISIONAL_WEIGHT if example.was_provisional else 1.0)",
+                "was = example.was_weight",
+            ),
+        ),
+    ),
+    Mutant(
+        "a version is named by the record after it",
+        (
+            (
+                "stream/stages/learn.py",
+                "result = self.learner.tick(step.offset)",
+                "result = self.learner.tick(step.offset + 1)",
+            ),
+        ),
+    ),
+    Mutant(
+        "contradictory settings come into force",
+        (
+            (
+                CONTROL,
+                (
+                    "            found = contradictions(payload_as(record, Limits))\n"
+                    "            return found[0] if found else None\n"
+                ),
+                "            payload_as(record, Limits)\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "a delete is not written",
+        ((STATE, "        self._change(key, None)\n", "        self._live.pop(key, None)\n"),),
     ),
 )
 

@@ -401,7 +401,7 @@ class World:
             hook("checkpoint.after_commit")
             in_flight = any(runner is host.runner for queue in worker.queued.values() for runner, _ in queue)
             if (
-                self.faults and in_flight and self.rng.random() < 0.1
+                self.faults and in_flight and self.rng.random() < 0.3
             ):  # the worst moment: what was it that was committed?
                 self.happened["crash after a commit, outputs in flight"] += 1
                 raise Crash("after a commit, outputs in flight")
@@ -452,6 +452,8 @@ class World:
                 self.fetch(host)
             if rng.random() < 0.8:
                 self.step(worker, host)
+                if rng.random() < 0.3 and worker.hosts.get(host.tp) is host:
+                    self.commit(worker, host)  # of what was written before this step, whose outputs are in flight
             stage = host.runner.stage
             if isinstance(stage, TerminalStage) and stage.due_left and rng.random() < 0.3:
                 self.tick(host.tp)
@@ -472,6 +474,11 @@ class World:
                 self.write(worker, host)
             else:
                 self.commit(worker, host)
+
+    def _slow(self, destinations: list[TP]) -> None:
+        if destinations:
+            self.slow[self.rng.choice(destinations)] = self.turn + 30
+            self.happened["slow"] += 1
 
     def _fault(self) -> None:
         rng = self.rng
@@ -504,10 +511,9 @@ class World:
                 self.held[tp] = self.turn + 60
                 self.happened["held"] += 1
         elif chance < 0.30:  # a leader is away: what goes there waits with the producer
-            queued = [tp for worker in self.workers for tp in worker.queued]
-            if queued:
-                self.slow[rng.choice(queued)] = self.turn + 30
-                self.happened["slow"] += 1
+            self._slow([tp for worker in self.workers for tp in worker.queued])
+        elif chance > 0.95:  # the same of answers: nothing may take them for sent
+            self._slow([("decisions", p) for p in range(self.partitions.decisions)])
         elif chance < 0.34:
             stopped = [host for host in worker.hosts.values() if host.stopped_at >= 0]
             if stopped:
