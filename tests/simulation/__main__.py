@@ -37,6 +37,8 @@ class Tally:
         self.began_s = self.told_s = time.monotonic()
 
     def stop(self, _signal: int, _frame: object) -> None:
+        if self.stopped:
+            return  # `timeout` signals the process and its group: the second would end the ending half-way
         self.stopped = True
         if not self.telling:
             raise KeyboardInterrupt
