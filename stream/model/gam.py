@@ -41,40 +41,13 @@ def _raw(keys: NDArray[np.int32], weights: NDArray[np.float64], intercept: float
 
 
 @kernel
-def _learn(
-    keys: NDArray[np.int32],
-    fraud: float,
-    weight: float,
-    weights: NDArray[np.float64],
-    squares: NDArray[np.float64],
-    intercept: NDArray[np.float64],
-    rates: NDArray[np.float64],
-    was_fraud: float,
-    was_weight: float,
-) -> float:
-    """One step of AdaGrad, as River takes it. Returns the logit before it."""
-    raw = _raw(keys, weights, intercept[0])
-    p = sigmoid(raw)
-    gradient = weight * (p - fraud)
-    if was_weight > 0.0:
-        gradient -= was_weight * (p - was_fraud)
-    intercept[0] -= rates[1] * gradient
-    for i in range(keys.shape[0]):
-        k = keys[i]
-        g = gradient + rates[2] * weights[k]
-        squares[k] += g * g
-        weights[k] -= rates[0] / np.sqrt(squares[k] + rates[3]) * g
-    return raw
-
-
-@kernel
 def _follow(mean: NDArray[np.float64], weights: NDArray[np.float64], rate: float) -> None:
     for i in range(mean.shape[0]):
         mean[i] += rate * (weights[i] - mean[i])
 
 
 @kernel
-def _step(
+def _learn(
     keys: NDArray[np.int32],
     fraud: float,
     weight: float,
@@ -88,8 +61,19 @@ def _step(
     mean_intercept: NDArray[np.float64],
     step: int,
 ) -> float:
-    """`_learn`, and what follows of it for the running mean. `step`: which example it is, from 1 on."""
-    raw = _learn(keys, fraud, weight, weights, squares, intercept, rates, was_fraud, was_weight)
+    """One step of AdaGrad, as River takes it, the `step`-th from 1 on; the running mean follows. Returns the
+    logit before it."""
+    raw = _raw(keys, weights, intercept[0])
+    p = sigmoid(raw)
+    gradient = weight * (p - fraud)
+    if was_weight > 0.0:
+        gradient -= was_weight * (p - was_fraud)
+    intercept[0] -= rates[1] * gradient
+    for i in range(keys.shape[0]):
+        k = keys[i]
+        g = gradient + rates[2] * weights[k]
+        squares[k] += g * g
+        weights[k] -= rates[0] / np.sqrt(squares[k] + rates[3]) * g
     if step % MEAN_EVERY == 0 or step < MEAN_EVERY:
         rate = max(_MEAN_RATE, MEAN_EAGERNESS / (step / MEAN_EVERY + MEAN_EAGERNESS))
         _follow(mean, weights, rate)
@@ -121,7 +105,7 @@ def _learn_legitimate(
         keys_of(x[i], cuts, pairs, coarse, keys)
         logit = _raw(keys, mean, mean_intercept[0])
         enter(logit, 0.0, weight[i], ring, at + i, frauds, payments)
-        _step(
+        _learn(
             keys,
             0.0,
             weight[i],
@@ -183,7 +167,7 @@ class Gam:
         """
         self.steps += 1
         return float(
-            _step(
+            _learn(
                 keys,
                 float(fraud),
                 weight,

@@ -182,13 +182,7 @@ class Learner:
                 self._learn(row, False, weight)
             return
         self.gam.learn_legitimate(features, weights, self.cuts, self.pairs, self.calibration)
-        self.counts.legitimate += len(features)
-        self.gate_legitimate.add_all(features)
-        self.gate_legitimate_weights.add_all(weights.astype(np.float32).reshape(-1, 1))
-        legitimate, frauds = self.shares
-        for weight in weights.tolist():
-            legitimate += weight
-        self.shares = (legitimate, frauds)
+        self._met_legitimate(features, weights)
 
     def correct(
         self,
@@ -312,17 +306,24 @@ class Learner:
         self.gam.correct(self._keys, was_fraud, was_weight, fraud, weight)
         if weight <= 0.0:
             return
-        legitimate, frauds = self.shares
         if fraud:
+            legitimate, frauds = self.shares
             self.counts.frauds += 1
             self.gate_frauds.add(features)
             self.gate_fraud_weights.add(np.array([weight], np.float32))
             self.shares = (legitimate * (1.0 - SHARE_MEMORY), frauds * (1.0 - SHARE_MEMORY) + weight)
         else:
-            self.counts.legitimate += 1
-            self.gate_legitimate.add(features)
-            self.gate_legitimate_weights.add(np.array([weight], np.float32))
-            self.shares = (legitimate + weight, frauds)
+            self._met_legitimate(features.reshape(1, -1), np.array([weight]))
+
+    def _met_legitimate(self, features: NDArray[np.float32], weights: NDArray[np.float64]) -> None:
+        """Counts what was learned, one after the other, and keeps it for the gate."""
+        self.counts.legitimate += len(features)
+        self.gate_legitimate.add_all(features)
+        self.gate_legitimate_weights.add_all(weights.astype(np.float32).reshape(-1, 1))
+        legitimate, frauds = self.shares
+        for weight in weights.tolist():
+            legitimate += weight
+        self.shares = (legitimate, frauds)
 
     def _renew_bins(self) -> None:
         cuts = self.sketch.cuts()

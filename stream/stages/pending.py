@@ -62,9 +62,7 @@ class Row(NamedTuple):
 
 
 def pack(row: Row) -> bytes:
-    head = _HEAD.pack(row.flags, row.truth, row.taught, row.part, len(row.entity), len(row.features))
-    tail = b"" if row.label is None else msgspec.msgpack.encode(row.label)
-    return head + row.entity + row.features + tail
+    return pack_taught(row, row.taught) + (b"" if row.label is None else msgspec.msgpack.encode(row.label))
 
 
 def pack_taught(row: Row, taught: int) -> bytes:

@@ -163,7 +163,7 @@ class Worker:
         self.snapshot_failing = ""
         self.started_s = time.time()
         self._crash = crash
-        log.info("the kernels are loaded; on a machine that is new to them they are compiled, for about a minute")
+        log.info("loading the kernels; a machine that is new to them compiles them first, for about a minute")
         self_check.check()
         warm_up()  # here, and not in the way of payments
         self._memory = StoreMemory(cache_bytes=settings.block_cache_bytes)
