@@ -56,6 +56,7 @@ BRANDS: Final = (
 DIGITS_MIN: Final = 13
 DIGITS_MAX: Final = 19
 RUN_MIN: Final = 14  # as one run; see above
+UNQUOTE_MAX: Final = 4  # URL-encoded so often at most: each `%25` more would be one more pass over the whole text
 
 assert {n for brand in BRANDS for n in brand.lengths} <= set(range(DIGITS_MIN, DIGITS_MAX + 1))
 assert all(len(brand.low) == len(brand.high) for brand in BRANDS)
@@ -121,8 +122,12 @@ def find_card_number(text: str) -> tuple[int, int] | None:
         found = _find(plain)
         if found is not None:
             return found
-    if "%" in plain and (decoded := unquote(plain)) != plain and find_card_number(decoded) is not None:
-        return (0, len(text))
+    for _ in range(UNQUOTE_MAX):
+        if "%" not in plain or (decoded := unquote(plain)) == plain:
+            return None
+        plain = decoded if decoded.isascii() else _as_ascii(decoded)
+        if _ENOUGH.search(plain) and _find(plain) is not None:
+            return (0, len(text))
     return None
 
 

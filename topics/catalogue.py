@@ -184,7 +184,7 @@ JOURNALS_OF_KIND: Final[MappingProxyType[ControlKind, tuple[str, ...]]] = Mappin
         "engine": (ACCOUNT_JOURNAL.name, TERMINAL_JOURNAL.name, EXAMPLES.name),
         "stopped": (),
         "skip": (),  # these two are the one input that is read ahead
-        "source_cap": (ACCOUNT_JOURNAL.name,),
+        "source_cap": (ACCOUNT_JOURNAL.name,),  # reserved: nothing obeys it yet
         "init": (),  # read before any journal exists
     }
 )

@@ -61,7 +61,10 @@ class Engine(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=
 
 
 class SourceCap(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
-    """At most so many payments of one tenant's account in a second of broker time; None lifts it."""
+    """At most so many payments of one tenant's account in a second of broker time; None lifts it.
+
+    Reserved: such a record is copied into the journal, and no stage of this release obeys it.
+    """
 
     account_id: str
     payments_per_s_max: Annotated[int, Meta(ge=1)] | None = None

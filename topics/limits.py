@@ -12,7 +12,7 @@ DAY_MS: Final = 24 * HOUR_MS
 INTAKE_BYTES_MAX: Final = 65_536
 """A larger value is journaled as its length, SHA-256 and first kB. Not a setting: it bounds the journal."""
 
-Positive = Annotated[int, Meta(ge=1)]
+Duration = Annotated[int, Meta(ge=1, le=36_500 * DAY_MS)]
 
 
 class Limits(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
@@ -34,13 +34,13 @@ class Limits(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=
     payload_bytes_max: Annotated[int, Meta(ge=256, le=INTAKE_BYTES_MAX)] = INTAKE_BYTES_MAX
     nesting_max: Annotated[int, Meta(ge=2, le=64)] = 16
     amount_max: Annotated[int, Meta(ge=1, le=10**15)] = 10**12
-    skew_ms: Positive = 5 * MINUTE_MS
-    lateness_ms: Positive = 5 * MINUTE_MS
-    dedupe_horizon_ms: Positive = 45 * DAY_MS
-    answer_ttl_ms: Positive = 7 * DAY_MS
-    maturity_ms: Positive = 45 * DAY_MS
-    orphan_ms: Positive = 14 * DAY_MS
-    road_ms: Positive = 180 * DAY_MS
+    skew_ms: Duration = 5 * MINUTE_MS
+    lateness_ms: Duration = 5 * MINUTE_MS
+    dedupe_horizon_ms: Duration = 45 * DAY_MS
+    answer_ttl_ms: Duration = 7 * DAY_MS
+    maturity_ms: Duration = 45 * DAY_MS
+    orphan_ms: Duration = 14 * DAY_MS
+    road_ms: Duration = 180 * DAY_MS
     card_exempt_fields: tuple[str, ...] = ()
 
 

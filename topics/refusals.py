@@ -61,7 +61,8 @@ CAUSES: Final = MappingProxyType(
         Cause.CARD_NUMBER: CauseText(
             "A text holds what is a card number by prefix, length and check digit.",
             "sender",
-            "Send tokens. If it is an all-digit id, an operator can exempt the field (`card_exempt_fields`).",
+            "Send tokens. If it is an all-digit id, an operator can exempt the field (`card_exempt_fields`, by "
+            "`fraud settings publish`).",
         ),
         Cause.SCHEMA_VERSION_TOO_NEW: CauseText(
             "`schema_version` is newer than this release.", "operator", "Upgrade the workers, then send again."
@@ -85,7 +86,7 @@ CAUSES: Final = MappingProxyType(
         Cause.ANSWER_EXPIRED: CauseText("A repeat after the answer was dropped.", "nobody", "It was answered then."),
         Cause.ACCOUNT_MISMATCH: CauseText("The account is not the one intake read.", "operator", "Report it."),
         Cause.SOURCE_CAPPED: CauseText(
-            "The source sends more than its cap.", "operator", "Raise the cap, or find out."
+            "Reserved: the source sends more than its cap. No release refuses for it yet.", "nobody", "None needed."
         ),
         Cause.SKIPPED: CauseText("An operator skipped this record.", "operator", "See the `control` record."),
     }

@@ -14,7 +14,11 @@ an older state, leaves it out. So such a skip is on record, and does nothing, fo
 {7}
 """
 
+import contextlib
 from collections import defaultdict
+from collections.abc import Iterable
+
+import msgspec
 
 from topics.control import Control, Skip, encode_control, parse_control, payload_as
 from topics.refusals import Refusal
@@ -28,6 +32,17 @@ class Skips:
     def __init__(self) -> None:
         self._stopped: set[Place] = set()
         self._skips: dict[tuple[bytes, int], set[int]] = defaultdict(set)
+
+    @classmethod
+    def said_in(cls, values: Iterable[bytes | None]) -> "Skips":
+        """Those in the records of `control`, from the first on."""
+        found = cls()
+        for value in values:
+            control = parse_control(value)
+            if not isinstance(control, Refusal):
+                with contextlib.suppress(msgspec.MsgspecError, ValueError):  # whoever wrote it: it skips nothing
+                    found.take(control)
+        return found
 
     def take(self, record: Control) -> Skip | None:
         """The skip in `record`, if it is one that counts. Raises `msgspec.MsgspecError` or `ValueError`."""

@@ -150,6 +150,10 @@ class Calibration:
         n = min(self.at, self.capacity)
         fraud, weight = self.fraud[:n], self.weight[:n]
         if float((fraud * weight).sum()) < FRAUDS_MIN or not ((1.0 - fraud) * weight).any():
+            # All go together: a bend is a remainder to its own line; with another one scores could turn round.
+            self.fitted[:] = (1.0, 0.0)
+            self.bend[:] = 0.0
+            self.fitted_at = 0
             return 1.0, 0.0
         _fit(self.logit[:n], fraud, weight, PRIOR_FRAUDS, STEPS if self.fitted_at else FIRST_STEPS, self.fitted)
         self.fitted_at = self.at

@@ -8,7 +8,7 @@ same example is learned with the negative of its weight, and with its new truth.
 the size of one full error, where learning the opposite alone would be a step of almost nothing.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -33,6 +33,7 @@ SOURCE_DAY_MEMORY = 0.1  # where a day has this weight in the average
 SOURCES_MAX = 256  # further sources share one cap
 
 WAITING_MAX = 1_000  # examples that came before there were bins
+OTHERWISE_MAX = 65_536  # payments that were learned otherwise than asked, for a cap
 GATE_FRAUDS = 512
 GATE_LEGITIMATE = 2_048
 RECENT_UNLABELLED = 1_024
@@ -85,6 +86,13 @@ class Waiting(msgspec.Struct, frozen=True, array_like=True):
     weight: float
 
 
+class Taught(NamedTuple):
+    """What a payment has been learned as, and with which weight; 0: it has not."""
+
+    fraud: bool
+    weight: float
+
+
 class Counts(msgspec.Struct, kw_only=True):
     """Counted since the first example."""
 
@@ -119,6 +127,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     counts: Counts
     active: bytes
     ticked_steps: int
+    otherwise: list[tuple[bytes, bool, float]] = []  # by payment hash, the oldest first; see `Learner.note`
 
 
 class Learner:
@@ -145,6 +154,7 @@ class Learner:
         self.counts = Counts()
         self.active: Compiled | None = None
         self._ticked_steps = 0
+        self._otherwise: dict[bytes, Taught] = {}
         self._keys = np.empty(n + len(self.pairs), np.int32)
 
     def unlabelled(self, features: NDArray[np.float32]) -> None:
@@ -168,9 +178,7 @@ class Learner:
         if kind in PROVISIONAL_KINDS:
             weight *= PROVISIONAL_WEIGHT
         weight = self._allowed(source, weight, day)
-        if weight > 0.0:
-            self._learn(features, fraud, weight)
-        return weight
+        return weight if weight > 0.0 and self._learn(features, fraud, weight) else 0.0
 
     def silences(self, features: NDArray[np.float32], weights: NDArray[np.float64]) -> None:
         """`example` of each row of float32 [n, features], legitimate by MATURITY_SOURCE, with its weight > 0. In one
@@ -195,19 +203,31 @@ class Learner:
         kind: str,
         *,
         day: int = 0,
-    ) -> float:
+    ) -> Taught:
         """A label that came later, or was reversed: take back what was taught, teach what is known now.
 
-        `was_weight` is what `example` or `correct` returned (0: it was never learned). Returns the new weight.
+        `was_fraud` and `was_weight` are what `example` or `correct` returned (weight 0: it was never learned). Returns
+        what is known from now on: the same, if the source's cap stands in the way.
         """
         if kind in PROVISIONAL_KINDS:
             weight *= PROVISIONAL_WEIGHT
         weight = self._allowed(source, weight, day)
         if weight <= 0.0:
-            return was_weight if was_fraud == fraud else 0.0  # capped: what was known stays
+            return Taught(was_fraud, was_weight)
         self.counts.corrections += 1
-        self._learn(features, fraud, weight, was_fraud, was_weight)
-        return weight
+        return Taught(fraud, weight if self._learn(features, fraud, weight, was_fraud, was_weight) else 0.0)
+
+    def taught(self, pid: bytes, asked: Taught) -> Taught:
+        """What has been learned of a payment, if `asked` is what should have been."""
+        return self._otherwise.get(pid, asked)
+
+    def note(self, pid: bytes, asked: Taught, known: Taught) -> None:
+        """Remember what has been learned of a payment where it is not what was asked: of the latest OTHERWISE_MAX."""
+        self._otherwise.pop(pid, None)
+        if known != asked:
+            self._otherwise[pid] = known
+            if len(self._otherwise) > OTHERWISE_MAX:
+                del self._otherwise[next(iter(self._otherwise))]
 
     def tick(self, offset: int) -> Published | Held | Broken | None:
         """A version of what was learned up to `offset` of `examples`; None if nothing was since the last tick.
@@ -286,7 +306,8 @@ class Learner:
         weight: float,
         was_fraud: bool = False,
         was_weight: float = 0.0,
-    ) -> None:
+    ) -> bool:
+        """Whether it is learned, now or when there are bins."""
         if features.shape != (self.settings.features,):
             raise ValueError(f"a row of {self.settings.features} features, got shape {features.shape}")
         if self.cuts is None:
@@ -297,7 +318,8 @@ class Learner:
                 self.waiting.append(Waiting(encoded, fraud, weight))
             else:
                 self.counts.lost += 1
-            return
+                return False
+            return True
         keys_of(features, self.cuts, self.pairs, COARSE, self._keys)
         logit = self.gam.mean_logit(self._keys)
         if was_weight > 0.0:
@@ -305,7 +327,7 @@ class Learner:
         self.calibration.add(logit, fraud, weight)
         self.gam.correct(self._keys, was_fraud, was_weight, fraud, weight)
         if weight <= 0.0:
-            return
+            return True
         if fraud:
             legitimate, frauds = self.shares
             self.counts.frauds += 1
@@ -314,6 +336,7 @@ class Learner:
             self.shares = (legitimate * (1.0 - SHARE_MEMORY), frauds * (1.0 - SHARE_MEMORY) + weight)
         else:
             self._met_legitimate(features.reshape(1, -1), np.array([weight]))
+        return True
 
     def _met_legitimate(self, features: NDArray[np.float32], weights: NDArray[np.float64]) -> None:
         """Counts what was learned, one after the other, and keeps it for the gate."""
@@ -389,6 +412,7 @@ class Learner:
                 counts=self.counts,
                 active=b"" if self.active is None else self.active.encode(),
                 ticked_steps=self._ticked_steps,
+                otherwise=[(pid, known.fraud, known.weight) for pid, known in self._otherwise.items()],
             )
         )
 
@@ -416,6 +440,7 @@ class Learner:
         learner.counts = state.counts
         learner.active = _sound(state.active) if state.active else None
         learner._ticked_steps = state.ticked_steps
+        learner._otherwise = {pid: Taught(fraud, weight) for pid, fraud, weight in state.otherwise}
         return learner
 
 

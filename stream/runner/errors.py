@@ -1,8 +1,14 @@
 """What stops a partition, by name. Each message says who must do what."""
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from stream.errors import InternalError, StateError
+
+CANNOT_GO_ON: Final = (
+    "this deployment cannot go on: begin a new one (`fraud init` and its workers with another --prefix, and another "
+    "--group, an empty state directory and an empty snapshot store), and keep these topics as evidence"
+)
+"""The end of an operator's ways out: what state and log together no longer hold, `fraud init` does not bring back."""
 
 
 class JournalName(Protocol):
@@ -18,14 +24,20 @@ def _at(journal: JournalName, offset: int) -> str:
     return f"{journal.topic}[{journal.partition}]@{offset}"
 
 
+def _skip(journal: JournalName, offset: int) -> str:
+    """The command, whole: an operator has nothing to fill in but two words."""
+    return f"`fraud skip {journal.topic} {journal.partition} {offset} --by WHO --why WHY`"
+
+
 class ForeignState(StateError):
     """The state was made from another topic, or another partition of it."""
 
     def __init__(self, journal: JournalName, topic_id: bytes, partition: int) -> None:
         super().__init__(
             f"state of topic id {topic_id.hex()}[{partition}] found for {journal.topic}[{journal.partition}], whose id "
-            f"is {journal.topic_id.hex()}: the topic was deleted and made again. Operator: restore the topic, or start "
-            f"anew with `fraud init` and an empty state directory and snapshot store"
+            f"is {journal.topic_id.hex()}: the topic was deleted and made again, or the state is another deployment's. "
+            f"Operator: give this worker the state directory and snapshots of this deployment. If the topic was made "
+            f"again, {CANNOT_GO_ON}"
         )
 
 
@@ -45,7 +57,8 @@ class StateBehindLog(StateError):
     def __init__(self, journal: JournalName, next_offset: int, low: int) -> None:
         super().__init__(
             f"state stands before {_at(journal, next_offset)}, but the log begins at {low}: {low - next_offset} "
-            f"records are lost to it. Operator: restore a newer snapshot, or accept the loss with `fraud init`"
+            f"records are lost to it. Operator: restore a newer state directory or snapshot of this partition. "
+            f"If there is none, {CANNOT_GO_ON}"
         )
 
 
@@ -69,7 +82,7 @@ class Unreadable(InternalError):
         self.last = offset
         super().__init__(
             f"unreadable block at {_at(journal, offset)}: {cause}. Operator: look who wrote it; "
-            f"`fraud skip {journal.topic} {journal.partition} {offset}` lets the partition go on without it"
+            f"{_skip(journal, offset)} lets the partition go on without it"
         )
 
 
@@ -82,10 +95,7 @@ class StepFailed(InternalError):
         self.last = last
         failed = f"apply failed at {_at(journal, first)}"
         if first == last:
-            way_out = (
-                f"Operator: `fraud skip {journal.topic} {journal.partition} {last}` lets the partition go on without "
-                f"that record"
-            )
+            way_out = f"Operator: {_skip(journal, last)} lets the partition go on without that record"
         else:  # nobody may take the last of a batch for the one that failed
             failed += f"..{last}"
             way_out = "Which record it is shows when they are applied one at a time"

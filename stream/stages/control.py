@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from stream.errors import OperatorError
 from stream.features import ENTITY_FEATURES, FEATURES_VERSION, PAYMENT_FEATURES
@@ -33,6 +34,9 @@ FULL_NAMES = (
 """The columns that a rule may name."""
 
 RATE_UNIT = 10**9
+BASE_AMOUNT_MAX = (
+    10**15
+)  # of the base currency's minor units: as much as any `amount_max` allows, and sums stay below 2**63
 BASE_DEFAULT = Rates(base="EUR", nano_base_per_minor={})
 
 
@@ -74,14 +78,16 @@ class Meaning:
             self._state.put(keys.TABLE_MARKER + b"engine", b"%d" % self.engine)
 
     def base_amount(self, payment: Payment) -> int:
-        """The amount in minor units of the base currency, -1 where no rate is known: nothing is guessed."""
+        """The amount in minor units of the base currency; -1 where no rate is known, or it would be more than
+        BASE_AMOUNT_MAX: nothing is guessed."""
         rates = self._rates
         if payment.currency == rates.base:
             return payment.amount
         if payment.billing_amount is not None and payment.billing_currency == rates.base:
             return payment.billing_amount
         rate = rates.nano_base_per_minor.get(payment.currency)
-        return -1 if rate is None else payment.amount * rate // RATE_UNIT
+        converted = -1 if rate is None else payment.amount * rate // RATE_UNIT
+        return converted if converted <= BASE_AMOUNT_MAX else -1
 
 
 def _held(engine: int) -> int:
@@ -95,7 +101,7 @@ class ModelPayload(Struct, frozen=True, kw_only=True, omit_defaults=True):
     `held`: why the gate did not let it pass; such a version is on record and never decides."""
 
     version: str
-    offset: int
+    offset: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     features: str
     compiled: bytes
     held: str | None = None
@@ -153,11 +159,31 @@ def refused_because(record: Control) -> str | None:
 # ---- the control stage ----
 
 
+class PassedOn:
+    """Which records of `control` are passed on, asked in their order.
+
+    Of two model versions learned from the same place of `examples` the first holds: a learner that restarts may
+    write one again. `model_offset`: the place of the last one, -1 before any.
+    """
+
+    def __init__(self, model_offset: int = -1) -> None:
+        self.model_offset = model_offset
+
+    def takes(self, record: Control) -> bool:
+        if refused_because(record) is not None:
+            return False
+        if record.kind == "model":
+            payload = payload_as(record, ModelPayload)
+            if payload.held is not None or payload.offset <= self.model_offset or payload.features != FEATURES_VERSION:
+                return False
+            self.model_offset = payload.offset
+        return True
+
+
 class ControlStage:
     """Copies each control record into every partition of the journals whose stage reads its kind.
 
-    Of two model versions learned from the same place of `examples` the first holds: a learner that restarts may
-    write one again. `destinations`: journal → its number of partitions.
+    `destinations`: journal → its number of partitions.
     """
 
     def __init__(self, state: State, *, destinations: Mapping[str, int]) -> None:
@@ -166,7 +192,7 @@ class ControlStage:
         self._destinations = dict(destinations)
         self.counts: Counter[str] = Counter()
         kept = state.get(keys.TABLE_GLOBALS)
-        self._model_offset = -1 if kept is None else int.from_bytes(kept, "big", signed=True)
+        self._passed_on = PassedOn(-1 if kept is None else int.from_bytes(kept, "big", signed=True))
 
     def apply(self, steps: Sequence[Step], out: Outbox) -> None:
         for step in steps:
@@ -183,17 +209,10 @@ class ControlStage:
     def _accepted(self, value: bytes | None) -> ControlKind | None:
         """The kind of a record that is passed on."""
         record = parse_control(value)
-        if isinstance(record, Refusal) or refused_because(record) is not None:
-            return None
-        if record.kind == "model":
-            payload = payload_as(record, ModelPayload)
-            if payload.held is not None or payload.offset <= self._model_offset or payload.features != FEATURES_VERSION:
-                return None
-            self._model_offset = payload.offset
-        return record.kind
+        return None if isinstance(record, Refusal) or not self._passed_on.takes(record) else record.kind
 
     def skip(self, steps: Sequence[Step], out: Outbox) -> None:
         """A skipped control record is not passed on."""
 
     def settle(self) -> None:
-        self._state.put(keys.TABLE_GLOBALS, self._model_offset.to_bytes(8, "big", signed=True))
+        self._state.put(keys.TABLE_GLOBALS, self._passed_on.model_offset.to_bytes(8, "big", signed=True))

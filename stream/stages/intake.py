@@ -9,7 +9,7 @@ from hashlib import sha256
 import msgspec
 from msgspec import Struct
 
-from stream.stages.keys import partition_of, partition_of_origin
+from stream.stages.keys import partition_of_origin, partition_of_unchecked
 from stream.stages.stage import Outbox, Record, Step
 from topics.journal import LABELS, OUTPUTS_PER_ITEM_MAX, PAYMENTS, RAW_BYTES_MAX, RAW_EXCERPT_BYTES, Oversize, Raw
 
@@ -60,7 +60,7 @@ class Intake:
             traceparent = _traceparent(record) if record.headers else None
             raw = Raw(step.offset, 0, source, record.at_ms, value, traceparent, oversize)
             if source == PAYMENTS and seen is not None and seen.account_id is not None:
-                partition = partition_of(seen.tenant_id, seen.account_id, partitions)
+                partition = partition_of_unchecked(seen.tenant_id, seen.account_id, partitions)
                 out.journal(step, ACCOUNT_JOURNAL, partition, raw)
                 continue
             for partition in self._destinations(seen, step.offset):
@@ -71,7 +71,7 @@ class Intake:
             if self.source == LABELS and seen.kind == "clock":
                 return range(self.partitions)
             if seen.account_id is not None:
-                return (partition_of(seen.tenant_id, seen.account_id, self.partitions),)
+                return (partition_of_unchecked(seen.tenant_id, seen.account_id, self.partitions),)
         return (partition_of_origin(self.topic_id, self.partition, offset, self.partitions),)
 
     def skip(self, steps: Sequence[Step], out: Outbox) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from topics.payment import Payment
+from topics.payment import ID_LENGTH_MAX, Payment
 
 PID_BYTES = 16
 CACHED_MAX = 400_000  # an entity comes again soon, and its hashes with it; at most about 500 bytes each
+CACHED_CHARS_MAX = 2 * ID_LENGTH_MAX  # of a tenant's and an entity's id together
 
 TABLE_GLOBALS = b"G"
 TABLE_LEDGER = b"L"
@@ -39,6 +40,13 @@ def partition_of(tenant_id: str, entity_id: str, partitions: int) -> int:
     True
     """
     return xxhash.xxh3_64_intdigest(f"{tenant_id}\0{entity_id}".encode()) % partitions
+
+
+def partition_of_unchecked(tenant_id: str, entity_id: str, partitions: int) -> int:
+    """`partition_of` ids that nobody has measured: long ones, which are no ids, are not remembered."""
+    if len(tenant_id) + len(entity_id) > CACHED_CHARS_MAX:
+        return partition_of.__wrapped__(tenant_id, entity_id, partitions)
+    return partition_of(tenant_id, entity_id, partitions)
 
 
 def partition_of_origin(topic_id: bytes, partition: int, offset: int, partitions: int) -> int:

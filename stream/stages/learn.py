@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stream.errors import InternalError
 from stream.features import FEATURES_VERSION, MODEL_FEATURES, MODEL_NAMES
-from stream.model.learner import MATURITY_SOURCE, PROVISIONAL_WEIGHT, Broken, Held, Learner, Published
+from stream.model.learner import MATURITY_SOURCE, PROVISIONAL_WEIGHT, Broken, Held, Learner, Published, Taught
 from stream.model.learner import Settings as LearnerSettings
 from stream.model.pairs import pairs_of
 from stream.stages.control import CONTROL, model_record
@@ -33,18 +33,31 @@ def fresh_learner() -> Learner:
 
 
 def teach(learner: Learner, example: Example, features: NDArray[np.float32]) -> None:
-    """What an example of the journal means to the learner. `features`: float32 of the model's, as a rule its own."""
+    """What an example of the journal means to the learner. `features`: float32 of the model's, as a rule its own.
+
+    A correction says what should have been taught before; the learner knows better where a cap stood in the way.
+    """
     if example.kind == EXAMPLE_UNLABELLED:
         learner.unlabelled(features)
         return
-    source = MATURITY_SOURCE if example.kind == EXAMPLE_MATURED else example.source or UNNAMED_SOURCE
     kind = "fraud_report" if example.provisional else "chargeback"
+    asked = Taught(example.fraud, example.weight * (PROVISIONAL_WEIGHT if example.provisional else 1.0))
+    label = (example.fraud, example.weight, _source(example), kind)
     day = example.observed_ms // DAY_MS
     if example.kind == EXAMPLE_CORRECTED:
-        was = example.was_weight * (PROVISIONAL_WEIGHT if example.was_provisional else 1.0)
-        learner.correct(features, example.was_fraud, was, example.fraud, example.weight, source, kind, day=day)
+        share = PROVISIONAL_WEIGHT if example.was_provisional else 1.0
+        was = learner.taught(example.pid, Taught(example.was_fraud, example.was_weight * share))
+        known = learner.correct(features, *was, *label, day=day)
     else:
-        learner.example(features, example.fraud, example.weight, source, kind, day=day)
+        known = Taught(example.fraud, learner.example(features, *label, day=day))
+    learner.note(example.pid, asked, known)
+
+
+def _source(example: Example) -> str:
+    """Who said so. Silence alone has no cap, whatever a feed calls itself."""
+    if example.kind == EXAMPLE_MATURED:
+        return MATURITY_SOURCE
+    return example.source if example.source and example.source != MATURITY_SOURCE else UNNAMED_SOURCE
 
 
 def _is_silence(item: Item | Record) -> bool:

@@ -60,7 +60,8 @@ assert MATURED_MAX < 200, "the outputs of one step must be numbered within its i
 class _Globals(Struct, array_like=True):
     """Small state, written whole. Clocks in ms UTC, one per account partition; `cursor`: the silence about pending rows
     below it has taught; `answers_from_ms`: answers first asked for before it are gone; `latest_at_ms`: the broker's;
-    `told`: payments that a label called fraud; `told_soon`: before the silence about their day taught.
+    `told`: payments that a label called fraud; `told_soon`: before the silence about their day taught;
+    `forgot_to_ms`: pending rows of event times before it are gone, whatever the settings say later.
     """
 
     clocks: list[int]
@@ -70,6 +71,7 @@ class _Globals(Struct, array_like=True):
     latest_at_ms: int
     told: int = 0
     told_soon: int = 0
+    forgot_to_ms: int = 0
 
 
 class TerminalStage:
@@ -107,7 +109,6 @@ class TerminalStage:
             else msgspec.msgpack.decode(kept, type=_Globals)
         )
         self._label_clock_ms = min(self._globals.clocks)
-        self._forgot_to_ms = 0
 
     # ---- the stage ----
 
@@ -380,8 +381,8 @@ class TerminalStage:
         if self._label_clock_ms == before:
             return False
         forget_to = self._forget_before_ms()
-        if forget_to > self._forgot_to_ms:  # not kept: to drop a range again is harmless
-            self._forgot_to_ms = forget_to
+        if forget_to > self._globals.forgot_to_ms:
+            self._globals.forgot_to_ms = forget_to
             low = keys.time_key(keys.TABLE_PENDING, forget_to)
             self._state.drop_range(keys.TABLE_PENDING, low)
             self._state.drop_range(keys.TABLE_UNSURE, keys.time_key(keys.TABLE_UNSURE, forget_to))
@@ -390,7 +391,8 @@ class TerminalStage:
 
     def _forget_before_ms(self) -> int:
         """Pending rows of event times before this are gone; whole days of the labels' clock."""
-        return (self._label_clock_ms - self.meaning.limits.road_ms) // DAY_MS * DAY_MS
+        road_ms = (self._label_clock_ms - self.meaning.limits.road_ms) // DAY_MS * DAY_MS
+        return max(road_ms, self._globals.forgot_to_ms)
 
     def _forgotten(self, event_ms: int) -> bool:
         return event_ms < self._forget_before_ms()

@@ -52,6 +52,18 @@ def test_without_enough_frauds_logits_are_left_alone():
     assert math.isnan(calibration.expected_over_observed())
 
 
+def test_when_the_frauds_have_left_the_ring_nothing_of_their_fit_is_left():
+    """A bend belongs to its line: beside another one a higher score could get a lower probability."""
+    calibration = _filled(0.6, -0.5)
+    calibration.fit()
+    assert calibration.bend.any()
+    for _ in range(CAPACITY):
+        calibration.add(-2.0, False, 1.0)
+    assert calibration.fit() == (1.0, 0.0)
+    assert not calibration.bend.any()
+    assert calibration.fitted.tolist() == [1.0, 0.0]
+
+
 def test_the_latest_examples_count():
     calibration = _filled(1.0, 2.0, n=5_000)
     rng = np.random.default_rng(3)

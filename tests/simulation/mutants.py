@@ -307,7 +307,7 @@ MUTANTS = (
     ),
     Mutant(
         "of two versions of one place the last holds",
-        ((CONTROL, "payload.offset <= self._model_offset", "payload.offset < self._model_offset"),),
+        ((CONTROL, "payload.offset <= self.model_offset", "payload.offset < self.model_offset"),),
     ),
     Mutant(
         "which version was the first is forgotten at a restart",
@@ -426,8 +426,8 @@ MUTANTS = (
         (
             (
                 "stream/stages/learn.py",
-                "was = example.was_weight * (PROVISIONAL_WEIGHT if example.was_provisional else 1.0)",
-                "was = example.was_weight",
+                "share = PROVISIONAL_WEIGHT if example.was_provisional else 1.0",
+                "share = 1.0",
             ),
         ),
     ),
@@ -451,6 +451,63 @@ MUTANTS = (
                     "            return found[0] if found else None\n"
                 ),
                 "            payload_as(record, Limits)\n",
+            ),
+        ),
+    ),
+    # ---- found by trying what the lists above would not show; each lived until a check was written for it ----
+    Mutant(
+        "a test payment teaches",
+        ((TERMINAL, '            if payment.mode == "test":\n', '            if payment.mode == "none":\n'),),
+    ),
+    Mutant(
+        "the engine is forgotten at a restart",
+        ((CONTROL, "self.engine = _held(ENGINE_FIRST if engine is None else int(engine))", "self.engine = _held(1)"),),
+    ),
+    Mutant(
+        "a refusal names another engine",
+        (
+            (
+                ANSWERS,
+                "versions=Versions(engine=self._meaning.engine, features=FEATURES_VERSION),",
+                "versions=Versions(engine=1, features=FEATURES_VERSION),",
+            ),
+        ),
+    ),
+    Mutant(
+        "one word too many is kept of a payment that has not come",
+        ((ACCOUNT, "if len(words) >= LABELS_MAX or any", "if len(words) > LABELS_MAX or any"),),
+    ),
+    Mutant(
+        "a repeat moves the watermark",
+        (
+            (
+                ACCOUNT,
+                "                if entry is not None:\n                    waiting.append(_Repeated",
+                (
+                    "                if entry is not None:\n"
+                    "                    watermarks[step.sender] = max(watermarks.get(step.sender, 0), event_ms)\n"
+                    "                    waiting.append(_Repeated"
+                ),
+            ),
+        ),
+    ),
+    Mutant(
+        "a version that the gate held is compared with",
+        (
+            (
+                LEARNER,
+                "            self.counts.held += 1\n            return Held",
+                "            self.counts.held += 1\n            self.active = compiled\n            return Held",
+            ),
+        ),
+    ),
+    Mutant(
+        "the least that a model must have learned is off by one",
+        (
+            (
+                "stream/rules/policy.py",
+                "return matured_frauds >= policy.matured_frauds_min",
+                "return matured_frauds > policy.matured_frauds_min",
             ),
         ),
     ),
@@ -491,8 +548,9 @@ def caught_by(mutant: Mutant, seeds: int = SEEDS_MAX) -> str | None:
         planted(mutant, source)
         if mutant.hashes:
             runs = [_run(source, "--seeds", "4", "--digests", hash_seed=seed).stdout for seed in ("1", "2", "3")]
+            failed = next((line for run in runs for line in run.splitlines() if line.startswith("seed ")), None)
             found = {tuple(line for line in run.splitlines() if line.startswith("digest")) for run in runs}
-            return "hash seeds differ" if len(found) > 1 else None
+            return "hash seeds differ" if len(found) > 1 else failed and failed[:160]
         ran = _run(source, "--seeds", str(seeds), "--stop", "--json")
         try:
             failures = json.loads(ran.stdout.splitlines()[-1])["failures"]

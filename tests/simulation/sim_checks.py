@@ -1,6 +1,6 @@
 """What must hold after any run: against an oracle that read the log once, and against the records themselves."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from itertools import zip_longest
 from random import Random
@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from sim_contract import MARKERS_OF, account_in, clean, number_of, pid_of, place_of, place_of_record, raw_of, trace_of
 from sim_log import TP, SimLog
-from sim_readings import COUNTED, FIRST, REPEAT, SILENT, AccountReading, Counting, without_features
+from sim_readings import COUNTED, FIRST, LABELS_MAX, REPEAT, SILENT, AccountReading, Counting, without_features
 from sim_small import (
     BLOCK_BYTES_MAX,
     BLOCK_ITEMS_MAX,
@@ -36,11 +36,12 @@ from stream.stages import keys
 from stream.stages.account import AccountStage
 from stream.stages.control import ModelPayload, control_of
 from stream.stages.keys import TABLE_PENDING
+from stream.stages.learn import LearnStage
 from stream.stages.stage import Journal, Record
 from stream.stages.state import MemoryStore, State
 from stream.stages.terminal import TerminalStage
 from stream.stages.wiring import FOREIGN, GATHERING, STAGE_TOPICS, Partitions, build_stage
-from topics.codec import parse_label, parse_payment
+from topics.codec import parse_label, parse_payment, parse_update
 from topics.control import Engine, Skip, parse_control, payload_as
 from topics.dead_letter import DeadLetter
 from topics.decision import Decision, Origin, Position
@@ -134,6 +135,7 @@ class Oracle:
             journal, stage, state, start_offset=0, internal=not foreign, gather=tp[0] in GATHERING, skips=skips
         )
         self.sends: list[Send] = []
+        self.told: list[tuple[int, int]] | None = [] if batch == 1 else None  # records to no journal, by offset
         records = log.all(tp)
         for turn, start in enumerate(range(0, len(records), batch)):
             sends = runner.step(records[start : start + batch])
@@ -141,6 +143,8 @@ class Oracle:
                 sends = runner.step(records[start : start + batch])
             assert not isinstance(sends, Reseek)
             self.sends += sends
+            if self.told is not None:
+                self.told.append((records[start].offset, sum(send.topic not in JOURNALS for send in sends)))
             for send in sends:
                 runner.acknowledged(send.generation)
             if every and turn % every == 0:
@@ -179,12 +183,12 @@ def check(world: World, forgetful: bool, rng: Random, *, exact_windows: bool) ->
     check_refusals(world)
     check_intake(world, counted)
     check_control(world, counted)
-    becomes, lapsed = check_accounts(world, counted, skips, exact_windows=exact_windows)
-    answers = check_answers(log, becomes, partitions.decisions)
+    accounts = check_accounts(world, counted, skips, exact_windows=exact_windows)
+    answers = check_answers(log, accounts, partitions.decisions)
     check_examples(world, counted, skips, answers, exact_windows=exact_windows)
     check_learner(world, counted["examples", 0], skips["examples", 0])
     if not forgetful and not any(skips.values()):
-        firsts = {pid: decision for pid, decision in answers.firsts.items() if pid not in lapsed}
+        firsts = {pid: decision for pid, decision in answers.firsts.items() if pid not in accounts.lapsed}
         check_labels(log, partitions, counted, firsts)
 
 
@@ -264,15 +268,21 @@ def check_learner(world: World, items: list[tuple[int, int, Any, Item]], skips: 
     """The versions on record are those that a learner makes which is taught what the examples say, in their order."""
     learner = small_learner()
     expected: list[tuple[int, str, bool]] = []
+    taught = False
     for offset, _, _, item in items:
         if offset in skips:
             continue
         if isinstance(item, Tick):
+            active = learner.active
             made = learner.tick(offset)
+            require(made is None or taught, "a version of nothing new")
+            require(isinstance(made, Published) or learner.active is active, "in force without being published")
+            taught = False
             if isinstance(made, Published | Held):
                 expected.append((offset, made.compiled.version, isinstance(made, Held)))
         elif isinstance(item, Example):
             teach_plainly(learner, item)
+            taught = True
     found: list[tuple[int, str, bool]] = []
     for _, record in world.log.of("control"):
         if record.key == b"model":
@@ -283,11 +293,15 @@ def check_learner(world: World, items: list[tuple[int, int, Any, Item]], skips: 
     require(
         sorted(set(found)) == expected, "versions", sorted(set(found) ^ set(expected))[:2], "are not what was taught"
     )
+    stage = world.host_of(("examples", 0)).runner.stage
+    assert isinstance(stage, LearnStage)
+    require(stage.learner.to_bytes() == learner.to_bytes(), "the learner is another than one that is taught plainly")
 
 
 def teach_plainly(learner: Learner, example: Example) -> None:
     features = np.frombuffer(example.features, np.float32)
-    source = "maturity" if example.kind == EXAMPLE_MATURED else example.source or "unnamed"
+    named = example.source if example.source not in (None, "", "maturity") else "unnamed"
+    source = "maturity" if example.kind == EXAMPLE_MATURED else named
     label = "fraud_report" if example.provisional else "confirmed_fraud"
     day = example.observed_ms // 86_400_000
     if example.kind == EXAMPLE_UNLABELLED:
@@ -301,11 +315,11 @@ def teach_plainly(learner: Learner, example: Example) -> None:
 
 def check_accounts(
     world: World, counted: dict[TP, list[Any]], skips: dict[TP, set[int]], *, exact_windows: bool
-) -> tuple[dict[tuple[int, int], str], set[bytes]]:
-    """What the account stage made of its journal is what plain rules make of it. What becomes of each payment, and the
-    hashes of payments whose labels waited in vain: for one whose intake was away for longer than `orphan_ms`."""
+) -> "Accounts":
+    """What the account stage made of its journal is what plain rules make of it."""
     partitions = world.partitions
     becomes: dict[tuple[int, int], str] = {}
+    engines: dict[tuple[int, int], int] = {}
     lapsed: set[bytes] = set()
     refused: set[tuple[str, int, int]] = set()
     for partition in range(partitions.account):
@@ -313,6 +327,7 @@ def check_accounts(
         reading = AccountReading(partition, partitions.account, partitions.terminal, skips[tp])
         reading.read(counted[tp])
         becomes |= reading.expected
+        engines |= reading.engines
         lapsed |= reading.lapsed
         stage = world.host_of(tp).runner.stage
         assert isinstance(stage, AccountStage)
@@ -330,7 +345,16 @@ def check_accounts(
                     check_features(row, [ENTITY_INDEX[name] for name in COUNTED], reading.features[item.pid])
     buried = {at for at in letters_of(world.log) if at[0] != "payments"}
     require(buried == refused, "labels or updates in the dead letters:", sorted(buried ^ refused)[:3])
-    return becomes, lapsed
+    return Accounts(becomes, engines, lapsed)
+
+
+class Accounts(NamedTuple):
+    """`becomes` and, of those that are refused, `engines`: by payment record. `lapsed`: hashes of payments whose labels
+    waited in vain, for one whose intake was away for longer than `orphan_ms`."""
+
+    becomes: dict[tuple[int, int], str]
+    engines: dict[tuple[int, int], int]
+    lapsed: set[bytes]
 
 
 def check_account_state(pairs: dict[bytes, bytes], reading: AccountReading) -> None:
@@ -344,6 +368,10 @@ def check_account_state(pairs: dict[bytes, bytes], reading: AccountReading) -> N
         (keys.TABLE_ORPHAN_DUE, "labels that are to be forgotten", set(reading.waiting)),
     ):
         check_pids(pairs, table, what, expected)
+    watermarks, *_, orphans = msgspec.msgpack.decode(pairs[keys.TABLE_GLOBALS])[:4]
+    ours = {(topic, partition): ms for topic, partition, ms in watermarks}
+    require(ours == reading.watermarks, "watermarks", ours, "where plain rules give", reading.watermarks)
+    require(orphans == len(reading.waiting), orphans, "payments waited for, and not", len(reading.waiting))
 
 
 def check_pids(pairs: dict[bytes, bytes], table: bytes, what: str, expected: set[bytes]) -> None:
@@ -416,7 +444,8 @@ def check_against_oracle(world: World, counted: dict[TP, list[Any]], skips: dict
     expected_outputs: set[tuple[Any, ...]] = set()
     expected_items: dict[tuple[TP, tuple[bytes, int]], list[Item]] = {}
     for tp in world.tps:
-        batch, plain = rng.choice(BATCHES), rng.random() < 0.5
+        batch = rng.choice((1, *BATCHES) if tp[0] == "terminal-journal" else BATCHES)
+        plain = rng.random() < 0.5
         every = rng.choice((0, 1, 3))
         oracle = Oracle(log, tp, partitions, batch=batch, plain=plain, every=every, skips=skips[tp])
         host = world.host_of(tp)
@@ -450,7 +479,8 @@ def check_against_oracle(world: World, counted: dict[TP, list[Any]], skips: dict
 
 
 def check_sent_again(world: World, tp: TP, oracle: Oracle) -> None:
-    """Whoever applied a record sent all that goes to journals, whatever had been committed before."""
+    """Whoever applied a record sent all that goes to journals, whatever had been committed before; and of all else what
+    had not been committed."""
     origins = {to: [(item.offset, item.n) for item in items] for to, items in oracle.items().items()}
     for host in world.past:
         if host.tp != tp:
@@ -458,11 +488,15 @@ def check_sent_again(world: World, tp: TP, oracle: Oracle) -> None:
         for to in sorted(origins.keys() | host.sent.keys()):
             expected = [origin for origin in origins.get(to, []) if host.start <= origin[0] < host.end]
             require(host.sent.get(to, []) == expected, tp, "did not send again what goes to", to)
+        if oracle.told is not None:
+            start = max(host.start, host.runner.suppress_below)
+            told = sum(count for offset, count in oracle.told if start <= offset < host.end)
+            require(host.told == told, tp, "sent", host.told, "answers of", told, "from", start, "to", host.end)
 
 
-def check_answers(log: SimLog, becomes: dict[tuple[int, int], str], partitions: int) -> "Answers":
-    """One effective answer a record, and the one that plain rules give. `becomes`: of each payment record;
-    `partitions`: of decisions."""
+def check_answers(log: SimLog, accounts: Accounts, partitions: int) -> "Answers":
+    """One effective answer a record, and the one that plain rules give. `partitions`: of decisions."""
+    becomes = accounts.becomes
     answers: dict[tuple[bytes, int, int], set[tuple[int, bytes | None, bytes, bytes, str | None]]] = defaultdict(set)
     for p, record in log.of("decisions"):
         named = {name: value or b"" for name, value in record.headers}
@@ -505,6 +539,8 @@ def check_answers(log: SimLog, becomes: dict[tuple[int, int], str], partitions: 
         require(header == (b"repeat" if repeated else b"first"), at, word, "was answered as", header)
         if word not in (FIRST, REPEAT):
             require(decision.cause == word, at, "answered", decision.outcome, decision.cause, "instead of", word)
+            engine = accounts.engines[p, record.offset]
+            require(decision.versions.engine == engine, at, "refused by engine", decision.versions.engine)
         causes[p, record.offset] = decision.cause or word
         require((decision.outcome == "refused") == (decision.cause is not None), at, "refused without a cause")
         if isinstance(parsed, Refusal):
@@ -733,13 +769,6 @@ class Reading:
         require(decision.outcome == (decision.verdict if enforced else "approve"), decision.outcome, decision.verdict)
         if self.engine == 2 and item.payment.amount % 7 == 0:
             require(decision.verdict != "approve", "engine 2 did not decide", decision)
-        model = self.compiled
-        if model is not None and model.ready and model.frauds >= self.policy.matured_frauds_min:
-            assert decision.probability is not None
-            asked = (self.policy.challenge_from, self.policy.review_from, self.policy.decline_from)
-            for code, threshold in enumerate(asked, 1):
-                met = threshold is None or decision.probability < threshold or VERDICTS.index(decision.verdict) >= code
-                require(met, decision.verdict, "at a probability of", decision.probability, "by", self.policy)
         for rule in self.rules.rules:
             if rule.code == "amount_high" and item.base_amount >= 0:
                 worst = VERDICTS.index(rule.action) if item.base_amount > rule.when[0].value else 0
@@ -758,6 +787,15 @@ class Reading:
         else:
             expected = self.compiled.score(np.frombuffer(details.features, np.float32)[None])[0].tolist()
             require([probability] == expected, "probability", probability, "where the model gives", expected)
+        hit = {hit.rule for hit in details.hits}
+        code = max([0, *(VERDICTS.index(rule.action) for rule in self.rules.rules if rule.code in hit)])
+        model = self.compiled
+        if model is not None and model.ready and model.frauds >= policy.matured_frauds_min:
+            assert probability is not None
+            code = max([code, *(VERDICTS.index(verdict) for verdict, limit in asked.items() if probability >= limit)])
+        if self.engine == 2 and item.payment.amount % 7 == 0:
+            code = max(code, VERDICTS.index("challenge"))
+        require(details.decision.verdict == VERDICTS[code], details.decision, "where it should be", VERDICTS[code])
 
     def check_state(self, pairs: dict[bytes, bytes]) -> None:
         """What is on disk is what the rules remember, and no more."""
@@ -795,24 +833,33 @@ class Reading:
 
     def _judge(self, item: Judged, examples: list[Example]) -> None:
         require(len(examples) <= 1, "a label taught twice")
+        before, was_provisional = self.taught.get(item.pid), item.pid in self.provisional
         for example in examples:
             require(example.pid == item.pid, "an example of another payment")
+            require(self.placed[item.pid].payment.mode != "test", "a test payment taught")
             require(example.event_ms <= self.reached_ms, "a label taught before silence about its day")
             require(example.fraud == bool(item.fraud), "taught", example.fraud, "by", item)
             require(example.observed_ms == item.observed_ms, "observed at another time")
-            before = self.taught.get(item.pid)
             require(example.was_weight == 0 or before is not None, "corrects what was not taught")
             require((example.kind == EXAMPLE_CORRECTED) == (example.was_weight > 0), "not told as a correction")
             require(not before or example.was_weight > 0, "a fraud that was taught is not taken back")
             require(before is None or example.was_fraud == before, "corrects another truth")
-            was_provisional = item.pid in self.provisional
             require(example.was_provisional == was_provisional, "corrects with another weight than was taught")
             self._check_words(example, item)
             self.taught[item.pid] = example.fraud
+            self.unsure.pop(item.pid, None)
+        self._missed(item, before, was_provisional, examples)
         if item.pid in self.placed:
             self.judged[item.pid] = item
             if item.event_ms >= max(self.dropped_ms, self._kept_from_ms()):
                 self.counting.judge(item.pid, item.observed_ms, bool(item.fraud))
+
+    def _missed(self, item: Judged, before: bool | None, was_provisional: bool, examples: list[Example]) -> None:
+        """A label that says something else than was taught, or says it for certain, teaches while its row is kept."""
+        if before is None or item.event_ms < max(self.dropped_ms, self._kept_from_ms()):
+            return
+        firmer = was_provisional and item.fraud and not item.provisional
+        require(examples or (before == bool(item.fraud) and not firmer), "was not taught:", item, "after", before)
 
     def _check_words(self, example: Example, judged: Judged) -> None:
         """What a label teaches is told with its source; and whether it is a provisional fraud."""
@@ -829,6 +876,7 @@ class Reading:
         clock_ms = min(self.clocks)
         for example in examples:
             horizon_ms = self.limits.maturity_ms
+            require(self.placed[example.pid].payment.mode != "test", "a test payment taught")
             settles = example.pid in self.unsure
             soon_ms = horizon_ms if settles else min(horizon_ms, PROVISIONAL_MS)
             require(example.event_ms <= clock_ms - soon_ms, "matured before its time")
@@ -897,13 +945,19 @@ def check_labels(
         pid = pid_of(label.tenant_id, label.account_id or "", label.payment_id or "")
         if label not in labels[pid] and label.observed_at <= record.at_ms + LIMITS_DEFAULT.skew_ms:
             labels[pid].append(label)
+    words = Counter(pid for pid, heard in labels.items() for _ in heard)
+    for _, record in log.of("updates"):
+        update = parse_update(record.value or b"", LIMITS_DEFAULT)
+        if not isinstance(update, Refusal):
+            of = update.update
+            words[pid_of(of.tenant_id, of.account_id or "", of.payment_id or "")] += 1
     said: dict[bytes, Judged] = {}
     for partition in range(partitions.terminal):
         for _, _, _, item in counted["terminal-journal", partition]:
             if isinstance(item, Judged):
                 said[item.pid] = item
     for pid in firsts:
-        if pid in labels and len(labels[pid]) <= 6:
+        if pid in labels and words[pid] <= LABELS_MAX:  # of more words than that not all are kept
             judged = said.get(pid)
             require(judged is not None, "labels of", firsts[pid].payment_id, "never met it")
             assert judged is not None

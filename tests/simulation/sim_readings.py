@@ -13,7 +13,7 @@ from sim_log import TP
 
 from stream.stages.control import control_of
 from topics.codec import Parsed, parse_label, parse_payment, parse_update
-from topics.control import Rates, payload_as
+from topics.control import Engine, Rates, payload_as
 from topics.journal import LABELS, PAYMENTS, Became, Clock, Item, Judged, Marker, Placed, Raw, Repeat
 from topics.label import Label
 from topics.limits import LIMITS_DEFAULT, Limits
@@ -60,6 +60,8 @@ class AccountReading:
         self.known: dict[bytes, Known] = {}
         self.labels: dict[bytes, list[Label]] = {}
         self.waiting: dict[bytes, Waits] = {}
+        self.engine = 1
+        self.engines: dict[tuple[int, int], int] = {}  # in force at each payment record
         self.refused: set[tuple[int, Source, int]] = set()  # labels and updates that are none: (source, sender, offset)
         self.lapsed: set[bytes] = set()  # labels of these waited in vain for `orphan_ms`; their payment may still come
         self.clock_ms = self.forwarded_ms = 0
@@ -74,10 +76,12 @@ class AccountReading:
             if offset in self.skips:
                 if isinstance(item, Raw) and item.source == PAYMENTS:
                     self.expected[sender[1], item.offset] = "skipped"
+                    self.engines[sender[1], item.offset] = self.engine
             elif isinstance(item, Marker):
                 self._mark(item)
             elif isinstance(item, Raw) and item.source == PAYMENTS:
                 self.expected[sender[1], item.offset] = self._payment(item, sender)
+                self.engines[sender[1], item.offset] = self.engine
             elif isinstance(item, Raw):
                 self._word(item, sender)
 
@@ -85,6 +89,8 @@ class AccountReading:
         control = control_of(marker)
         if marker.kind == "settings":
             self.limits = payload_as(control, Limits)
+        elif marker.kind == "engine":
+            self.engine = payload_as(control, Engine).engine
         elif marker.kind == "rates":
             self.rates = payload_as(control, Rates)
 

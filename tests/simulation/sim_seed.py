@@ -27,7 +27,8 @@ def run_seed(seed: int, *, payments: int = PAYMENTS) -> Ran:
     partitions = Partitions(payments=2, account=rng.choice((1, 2, 3)), terminal=rng.choice((1, 2)), decisions=2)
     breaks_at = rng.randrange(2, 40) if rng.random() < 0.15 else NEVER
     few_entries = rng.random() < 0.15
-    with small_bounds(breaks_at, few_entries=few_entries):
+    late_bins = rng.random() < 0.3
+    with small_bounds(breaks_at, few_entries=few_entries, late_bins=late_bins):
         load = workload(rng, payments, partitions.payments)
         world = World(rng, load, partitions, faults=seed % 8 != 0)
         world.run()

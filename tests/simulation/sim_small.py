@@ -132,13 +132,15 @@ OVERFLOWING: tuple[tuple[str, str, Any], ...] = tuple(
     for module in ("stream.stages.account", "stream.stages.terminal")
 )
 
+LATE_BINS: tuple[tuple[str, str, Any], ...] = (("stream.model.learner", "RENEWAL_ROWS", (40, 60)),)
+
 
 @contextmanager
-def small_bounds(breaks_at: int = NEVER, *, few_entries: bool = False) -> Iterator[None]:
+def small_bounds(breaks_at: int = NEVER, *, few_entries: bool = False, late_bins: bool = False) -> Iterator[None]:
     """Production's constants are replaced while this lasts. `breaks_at`: see `BreakingGam`; `few_entries`: windows
-    that overflow."""
+    that overflow; `late_bins`: examples wait for the learner's first bins."""
     BreakingGam.breaks_at, BreakingGam.broken = breaks_at, 0
-    small = [*SMALL, *OVERFLOWING] if few_entries else SMALL
+    small = [*SMALL, *(OVERFLOWING if few_entries else ()), *(LATE_BINS if late_bins else ())]
     before = [(importlib.import_module(module), name) for module, name, _ in small]
     kept = [(module, name, getattr(module, name)) for module, name in before]
     for (module, name), (_, _, value) in zip(before, small, strict=True):

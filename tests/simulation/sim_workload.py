@@ -72,8 +72,8 @@ def _limits(rng: Random, forgetful: bool) -> Limits:
     if forgetful:
         return Limits(
             maturity_ms=maturity,
-            road_ms=4 * DAY_MS,
-            dedupe_horizon_ms=2 * DAY_MS,
+            road_ms=rng.choice((4, 4, 6)) * DAY_MS,
+            dedupe_horizon_ms=rng.choice((2, 2, 3)) * DAY_MS,
             answer_ttl_ms=DAY_MS,
             orphan_ms=DAY_MS,
             lateness_ms=HOUR_MS,
@@ -96,7 +96,7 @@ def _control(rng: Random, at_ms: int, forgetful: bool, kind: str) -> Arrives:
     if kind == "settings":
         payload = _limits(rng, forgetful)
     elif kind == "policy":
-        at = rng.random()
+        at = rng.random() ** rng.choice((1, 1, 4))  # an early model thinks little of anything
         payload = Policy(
             mode="enforce" if rng.random() < 0.8 else "shadow",
             challenge_from=max(at / 3, 1e-6),
@@ -180,6 +180,11 @@ def _label(rng: Random, payment: dict[str, Any], at_ms: int) -> dict[str, Any]:
     return label
 
 
+def _update(payment: dict[str, Any], kind: str, observed_ms: int) -> dict[str, Any]:
+    named = {name: payment[name] for name in ("payment_id", "account_id", "tenant_id") if name in payment}
+    return {**named, "kind": kind, "observed_at": observed_ms}
+
+
 def _headers(rng: Random, number: int) -> Headers:
     """A trace context, as most send none and some send a bad one."""
     trace = b"00-%08x%s-%s-01" % (number, b"abcdef" * 4, b"fedcba98" * 2)
@@ -214,7 +219,7 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
         partition, off_ms = rng.randrange(partitions), rng.choice((-1, 0, 0, 1))
         newest = {**payment, "event_time": at_ms, "mode": "live", "payment_id": f"{payment['payment_id']}-e"}
         send(at_ms, "payments", encode(newest), partition)
-        kind = rng.randrange(8)
+        kind = rng.randrange(10)
         name = {**newest, "payment_id": f"{payment['payment_id']}-f"}
         if kind == 0:
             send(at_ms, "payments", encode({**name, "event_time": at_ms - limits.lateness_ms + off_ms}), partition)
@@ -245,6 +250,23 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
         elif kind == 5:  # again with a later time, at once: the first cannot have been forgotten
             for event_ms in (at_ms - DAY_MS, at_ms):
                 send(at_ms, "payments", encode({**name, "event_time": event_ms}), partition)
+        elif kind == 7:  # a fraud that is told twice, and a payment between the two
+            report, chargeback = at_ms + HOUR_MS, at_ms + 3 * HOUR_MS
+            for when_ms, word in ((report, "fraud_report"), (chargeback, "chargeback")):
+                label = {**_label(rng, newest, when_ms), "kind": word, "observed_at": when_ms}
+                send(when_ms, "labels", encode({k: v for k, v in label.items() if k != "result"}))
+            for event_ms in (at_ms + 2 * HOUR_MS, chargeback):
+                between = {**name, "payment_id": f"{name['payment_id']}{event_ms}", "event_time": event_ms}
+                send(chargeback + 1, "payments", encode(between), partition)
+        elif kind == 8:  # a fraud that has been taught, and is taken back
+            clock_ms = at_ms + 2 * limits.maturity_ms
+            chargeback = {**_label(rng, newest, clock_ms), "kind": "chargeback", "observed_at": clock_ms}
+            chargeback = {key: value for key, value in chargeback.items() if key not in ("result", "dispute_id")}
+            reversal = {**chargeback, "kind": "chargeback_reversed", "observed_at": clock_ms + 1}
+            reversal["result"] = rng.choice(("evidence", "liability", "withdrawn"))
+            send(clock_ms, "labels", encode({"kind": "clock", "observed_at": clock_ms}))
+            for label in (chargeback, reversal):
+                send(clock_ms + HOUR_MS, "labels", encode(label))
         elif kind == 6:  # a label so long after a clock that it is one, too
             when_ms = at_ms + CLOCK_STEP_MS + off_ms
             send(at_ms, "labels", encode({"kind": "clock", "observed_at": at_ms}))
@@ -253,6 +275,15 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
             clock_ms = at_ms + limits.maturity_ms + off_ms
             send(clock_ms, "labels", encode({"kind": "clock", "observed_at": clock_ms}))
 
+    def burst(payment: dict[str, Any], at_ms: int) -> None:
+        """More words than are kept of a payment, all before it or all after it: its first ones fill several blocks."""
+        before = rng.random() < 0.6
+        for i in range(rng.choice((6, 7, 9))):
+            when = at_ms - 10_000 + i if before else at_ms + i * rng.choice((1, HOUR_MS))
+            send(when, "labels", encode({**_label(rng, payment, when), "observed_at": when - i}))
+            if rng.random() < 0.3:
+                send(when, "updates", encode(_update(payment, "captured", when - i)))
+
     for kind in ("settings", "policy", "rules", "rates"):
         if rng.random() < 0.9:
             events.append(_control(rng, at - 1_000, forgetful, kind))
@@ -260,7 +291,8 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
                 limits = _settings_in(events[-1])
     for number in range(payments):
         step = rng.random()
-        at += rng.randrange(DAY_MS) if step < 0.05 else rng.randrange(HOUR_MS) if step < 0.6 else rng.randrange(1_000)
+        far = 6 * DAY_MS if step < 0.003 else DAY_MS if step < 0.05 else HOUR_MS if step < 0.6 else 1_000
+        at += rng.randrange(far)
         payment = _payment(rng, number, at, accounts, terminals)
         if number in bombs:
             payment["amount"] = bombs[number]
@@ -294,15 +326,12 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
         for _ in range(rng.choice((0, 0, 0, 0, 0, 0, 1, 1, 2, 3))):
             when = at + rng.choice((-1_000, 0, HOUR_MS, DAY_MS))
             kind = rng.choice(("authorised", "declined", "captured", "voided", "refunded", "expired"))
-            update = {
-                "payment_id": payment["payment_id"],
-                "account_id": payment["account_id"],
-                "kind": kind,
-                "observed_at": when - rng.randrange(1_000),
-            }
-            if "tenant_id" in payment:
-                update["tenant_id"] = payment["tenant_id"]
+            update = _update(payment, kind, when - rng.randrange(1_000))
             send(when, "updates", encode(update))
+            if rng.random() < 0.15:
+                send(when + rng.choice((0, HOUR_MS)), "updates", encode(update))
+        if rng.random() < 0.03:
+            burst(payment, at)
         if rng.random() < 0.02:
             send(at, rng.choice(("labels", "updates")), rng.choice((b"", b"{}", b'{"kind":"clock"}', b"nonsense")))
         if rng.random() < 0.04:

@@ -86,7 +86,8 @@ class Host:
         self.careful_until = 0  # below it records are applied one at a time, so that a failure names its record
         self.stopped_at = -1  # the record that must be skipped before it goes on
         self.start = self.end = runner.next_offset  # what this runner has applied, and
-        self.sent: dict[TP, list[tuple[int, int]]] = {}  # the origins that it sent to each journal meanwhile
+        self.sent: dict[TP, list[tuple[int, int]]] = {}  # the origins that it sent to each journal meanwhile,
+        self.told = 0  # and how many records to all else
 
 
 class Worker:
@@ -349,6 +350,8 @@ class World:
             if send.topic in JOURNALS:
                 origins = host.sent.setdefault((send.topic, send.partition), [])
                 origins += [(item.offset, item.n) for item in decode_block(send.value).items]
+            else:
+                host.told += 1
         for send in runner.handed(sends):
             worker.queued.setdefault((send.topic, send.partition), deque()).append((runner, send))
         return True
@@ -517,7 +520,11 @@ class World:
         elif chance < 0.34:
             stopped = [host for host in worker.hosts.values() if host.stopped_at >= 0]
             if stopped:
-                self.skip(stopped[0].tp, stopped[0].stopped_at)
+                (topic, partition), offset = stopped[0].tp, stopped[0].stopped_at
+                for other in JOURNALS if rng.random() < 0.5 else ():  # the same place of journals that go on
+                    if other != topic:
+                        self.tell("skip", (other, partition), offset)
+                self.skip(stopped[0].tp, offset)
         elif chance < 0.36:
             self.publish_twin()
         elif chance < 0.365:  # an operator names a record that nobody stopped at: applied already, or still to come

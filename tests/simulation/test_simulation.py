@@ -110,6 +110,9 @@ def test_a_signal_ends_it_with_a_summary_of_what_was_run(how: signal.Signals) ->
         ran.send_signal(how)
         ran.send_signal(how)  # as `timeout` does
         lines = [first, *ran.stdout.read().splitlines()]
+        assert ran.stderr is not None
+        said = ran.stderr.read()
+    assert lines[-1].startswith("{"), said
     summary = json.loads(lines[-1])
     digests = [line for line in lines if line.startswith("digest")]
     assert 1 <= summary["seeds"] == len(digests) < 1_000

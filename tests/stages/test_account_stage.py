@@ -1,10 +1,11 @@
 """The account stage: what is FIRST, what is refused, and how labels find their payment."""
 
 import pytest
-from stage_bench import DAY_MS, HOUR_MS, NOW_MS, Bench, causes, clock, label, limits, payment, update
+from stage_bench import DAY_MS, HOUR_MS, NOW_MS, Bench, causes, clock, control, label, limits, payment, update
 
 from stream.stages.keys import partition_of
 from stream.stages.stage import Step
+from topics.control import Rates
 from topics.journal import Became, Clock, Judged, Oversize, Placed, Raw, Repeat
 
 OTHER = (b"p" * 16, 1)
@@ -102,6 +103,14 @@ def test_late_is_behind_its_own_partition_by_more_than_the_lateness() -> None:
 
 def test_a_foreign_currency_without_a_rate_has_no_amount() -> None:
     assert Bench().feed(payment(1, currency="USD")).of(Placed)[0].base_amount == -1
+
+
+def test_an_amount_that_no_number_of_64_bits_holds_when_it_is_converted_is_absent() -> None:
+    bench = Bench()
+    rates = Rates(base="EUR", nano_base_per_minor={"USD": 10**15})
+    out = bench.feed(control("rates", rates), limits(amount_max=10**15), payment(1, currency="USD", amount=10**15))
+    assert [item.base_amount for item in out.of(Placed)] == [-1]
+    assert [item.base_amount for item in bench.feed(payment(2, currency="USD", amount=10**9)).of(Placed)] == [10**15]
 
 
 # ---- what is forgotten stays forgotten ----

@@ -133,3 +133,18 @@ def test_an_engine_that_this_release_does_not_hold_is_not_passed_on() -> None:
     record = parse_control(engine(2).body)
     assert not isinstance(record, Refusal)
     assert "this release holds 1 to 1" in (refused_because(record) or "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload"),
+    [
+        ("settings", {"maturity_ms": 2**63, "road_ms": 2**63 + 1}),
+        ("model", {"version": "v", "offset": 2**63, "features": FEATURES_VERSION, "compiled": ""}),
+    ],
+)
+def test_a_number_that_no_64_bits_hold_is_not_passed_on(kind: str, payload: dict[str, Any]) -> None:
+    """It would pass into every journal, and stop each partition at its next payment, or checkpoint."""
+    body = msgspec.json.encode({"kind": kind, "by": "x", "why": "y", "payload": payload})
+    record = parse_control(body)
+    assert not isinstance(record, Refusal)
+    assert refused_because(record) is not None

@@ -275,6 +275,20 @@ def test_a_label_of_a_payment_that_is_forgotten_teaches_nothing() -> None:
     assert bench.stage.counts["labels_late"] == 1
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_longer_road_brings_nothing_back_whether_a_checkpoint_was_between_or_not(checkpoint: bool) -> None:
+    """What was dropped is in the store until the next checkpoint: it may not matter when that is."""
+    bench = Bench("terminal")
+    bench.feed(placed(1))
+    bench = bench.again()
+    bench.feed(*clocks(NOW_MS + 182 * DAY_MS))
+    if checkpoint:
+        bench = bench.again()
+    out = bench.feed(limits(road_ms=400 * DAY_MS), judged(1, True))
+    assert taught(out) == []
+    assert bench.stage.counts["labels_late"] == 1
+
+
 def test_a_skipped_payment_is_answered_as_refused_and_the_clock_goes_on() -> None:
     bench = Bench("terminal")
     out = Collected()

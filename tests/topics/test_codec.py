@@ -112,6 +112,15 @@ def test_the_refusal_of_a_card_number_names_the_exemption_and_the_exemption_hold
     assert isinstance(parse_payment(raw, Limits(card_exempt_fields=("payment_id",))), Refusal)
 
 
+@pytest.mark.parametrize("parse", [parse_payment, parse_label, parse_update])
+def test_a_text_that_is_encoded_over_and_over_is_looked_at_a_few_times_only(parse: Any) -> None:
+    """Each `%25` more took one more call: a thousand of them raised, and stopped the account's partition."""
+    endless = "%" + "25" * 1100
+    assert isinstance(parse_payment(payment(note=endless), LIMITS), Parsed)
+    parse(payment(note=endless), LIMITS)
+    assert isinstance(parse_payment(payment(note="%2534111111111111111"), LIMITS), Refusal)
+
+
 def test_what_may_look_bad_passes() -> None:
     for fields in (
         {"amount": 0}, {"order_id": "a\\u0000", "ip": "2001:db8::1"}, {"attributes": {"url": 'x":"y', "n": 10**16}},
