@@ -9,14 +9,17 @@ from msgspec import Struct
 
 from stream.broker.offsets import watermarks
 from stream.broker.topic_admin import Created, await_leaders, create_topics, describe_topics, id_bytes
+from stream.control_files import check_limits, check_rates
 from stream.errors import ConfigurationError, OperatorError
+from stream.in_force import read_in_force, version_in
 from stream.rules.policy import Policy
 from stream.settings import Settings
+from stream.stages.control import CONTROL
 from stream.version import ENGINE_FIRST, ENGINE_VERSION
-from stream.worker.control_log import ControlLog
 from topics.catalogue import catalogue
-from topics.control import ControlKind, Engine, Init, Rates, Skip, encode_control
-from topics.limits import LIMITS_DEFAULT, Limits, contradictions
+from topics.control import ControlKind, Engine, Init, Rates, Skip, encode_control, parse_control
+from topics.limits import LIMITS_DEFAULT, Limits
+from topics.refusals import Refusal
 
 SOURCES = ("payments", "updates", "labels")
 ANSWER_S = 30.0
@@ -26,8 +29,17 @@ Start = Literal["earliest", "latest"] | int
 
 
 def write_control(settings: Settings, kind: ControlKind, payload: Struct, *, by: str, why: str) -> int:
-    """Append one record to `control`; its offset. Raises `OperatorError` if the broker does not take it."""
-    value = encode_control(kind=kind, by=by, why=why, payload=payload, written_at=int(time.time() * 1000))
+    """Append one record to `control`; its offset.
+
+    Raises `ConfigurationError` if no worker could read it, `OperatorError` if the broker does not take it.
+    """
+    written_at = int(time.time() * 1000)
+    value = encode_control(
+        kind=kind, by=by, why=why, version=version_in(payload), payload=payload, written_at=written_at
+    )
+    record = parse_control(value)
+    if isinstance(record, Refusal):
+        raise ConfigurationError(f"control record not written: {record.message}")
     offsets: list[int] = []
     failures: list[str] = []
 
@@ -44,7 +56,7 @@ def write_control(settings: Settings, kind: ControlKind, payload: Struct, *, by:
         "message.timeout.ms": int(ANSWER_S * 1000),
     }
     producer = Producer(client)
-    producer.produce(settings.prefix + "control", value=value, key=kind.encode(), partition=0, on_delivery=delivered)
+    producer.produce(settings.prefix + CONTROL, value=value, key=kind.encode(), partition=0, on_delivery=delivered)
     producer.flush(ANSWER_S)
     if failures or not offsets:
         raise OperatorError(f"control record not written: {failures[0] if failures else 'the broker does not answer'}")
@@ -52,11 +64,13 @@ def write_control(settings: Settings, kind: ControlKind, payload: Struct, *, by:
 
 
 class Initialised(Struct, frozen=True, kw_only=True):
-    """What `initialise` did. `offsets`: topic → where each partition begins; `existed`: it had been done before."""
+    """What `initialise` did. `offsets`: topic → where each partition begins; `existed`: it had been done before, and
+    nothing was changed; `missing`: topics that were there then, and are gone."""
 
     created: list[str]
     offsets: dict[str, list[int]]
     existed: bool
+    missing: list[str]
 
 
 def initialise(
@@ -73,36 +87,42 @@ def initialise(
 ) -> Initialised:
     """Make the topics, and say from where they are read first, under which settings. A second time changes nothing.
 
-    Raises `ConfigurationError` if the limits contradict each other, `OperatorError` if the broker does not answer.
+    Raises `ConfigurationError` if the limits contradict each other or the base is no currency, `OperatorError` if the
+    broker does not answer.
     """
-    found = contradictions(limits)
-    if found:
-        raise ConfigurationError("; ".join(found))
+    check_limits(limits)
+    rates = None if base_currency is None else Rates(base=base_currency, nano_base_per_minor={})
+    if rates is not None:
+        check_rates(rates)
     wanted = list(catalogue(settings.prefix, partitions).values())
+    before = _initialised(settings, [topic.name for topic in wanted])
+    if before is not None:
+        return before
     made: Created = create_topics(settings.client(), wanted, replication=replication)
     await_leaders(settings.client(), [topic.name for topic in wanted])
-    control = ControlLog(settings.client(), settings.prefix + "control", on_skip=_nothing_yet)
-    try:
-        control.read_to_end()
-        existed = control.initialised
-    finally:
-        control.close()
     offsets = _start_offsets(settings, start)
-    if not existed:
-        if ENGINE_VERSION != ENGINE_FIRST:
-            write_control(settings, "engine", Engine(engine=ENGINE_VERSION), by=by, why=why)
-        if limits != LIMITS_DEFAULT:
-            write_control(settings, "settings", limits, by=by, why=why)
-        if base_currency is not None:
-            write_control(settings, "rates", Rates(base=base_currency, nano_base_per_minor={}), by=by, why=why)
-        if policy is not None:
-            write_control(settings, "policy", policy, by=by, why=why)
-        write_control(settings, "init", Init(offsets=offsets), by=by, why=why)
-    return Initialised(created=list(made.created), offsets=offsets, existed=existed)
+    if ENGINE_VERSION != ENGINE_FIRST:
+        write_control(settings, "engine", Engine(engine=ENGINE_VERSION), by=by, why=why)
+    if limits != LIMITS_DEFAULT:
+        write_control(settings, "settings", limits, by=by, why=why)
+    if rates is not None:
+        write_control(settings, "rates", rates, by=by, why=why)
+    if policy is not None:
+        write_control(settings, "policy", policy, by=by, why=why)
+    write_control(settings, "init", Init(offsets=offsets), by=by, why=why)
+    return Initialised(created=list(made.created), offsets=offsets, existed=False, missing=[])
 
 
-def _nothing_yet(_topic_id: bytes, _partition: int, _offset: int) -> None:
-    """Skips are the workers' business."""
+def _initialised(settings: Settings, names: Sequence[str]) -> Initialised | None:
+    """What `control` says, looked at before any topic is made: one that was deleted would be made again, empty."""
+    found = describe_topics(settings.client(), names)
+    if settings.prefix + CONTROL not in found:
+        return None
+    init = read_in_force(settings).init
+    if init is None:
+        return None
+    missing = [name for name in names if name not in found]
+    return Initialised(created=[], offsets=init.offsets, existed=True, missing=missing)
 
 
 def _start_offsets(settings: Settings, start: Start) -> dict[str, list[int]]:
@@ -147,13 +167,7 @@ def skip(settings: Settings, topic: str, partition: int, offset: int, *, by: str
     Raises `OperatorError` if no worker has said that it stopped there.
     """
     topic_id = topic_id_of(settings, topic)
-    control = ControlLog(settings.client(), settings.prefix + "control", on_skip=_nothing_yet)
-    try:
-        control.read_to_end()
-        stopped = control.has_stopped(topic_id, partition, offset)
-    finally:
-        control.close()
-    if not stopped:
+    if not read_in_force(settings).has_stopped(topic_id, partition, offset):
         raise OperatorError(
             f"no worker has stopped at {topic}[{partition}]@{offset}: to skip a record that can be applied would "
             f"change what was answered. Operator: the log line that says STOPPED names the record"

@@ -49,7 +49,9 @@ SEEN_BY: Final[dict[str, frozenset[str]]] = {
         "stream.metrics",
         "stream.broker",
     },
-    "stream.operate": INNER | {"stream.settings", "stream.broker", "stream.worker"},
+    "stream.control_files": frozenset({"topics", "stream.errors"}),
+    "stream.in_force": INNER | {"stream.settings", "stream.broker"},
+    "stream.operate": INNER | {"stream.settings", "stream.broker", "stream.control_files", "stream.in_force"},
     "stream.reconcile": frozenset({"topics", "stream.errors", "stream.broker"}),
     "stream.demo": INNER
     | {
@@ -74,6 +76,8 @@ SEEN_BY: Final[dict[str, frozenset[str]]] = {
         "stream.replay",
         "stream.evaluate",
         "stream.worker",
+        "stream.control_files",
+        "stream.in_force",
         "stream.operate",
         "stream.reconcile",
         "stream.demo",

@@ -51,7 +51,8 @@ def test_the_first_two_commands_do_their_own_set_up():
 
 
 def _fraud_commands() -> list[str]:
-    inline = re.findall(r"`(fraud [^`]+)`", README)
+    pages = [README, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "deploy").glob("*.md")))]
+    inline = [text for page in pages for text in re.findall(r"`(fraud [^`]+)`", page)]
     fenced = [part for line in commands()[2:] for part in line.split("|") if part.strip().startswith("fraud ")]
     return sorted({part.strip().rstrip("& ").strip() for part in [*inline, *fenced]})
 

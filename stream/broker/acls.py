@@ -1,7 +1,9 @@
 """Who may do what on a broker, from the catalogue's readers and writers. Whatever is not listed is refused.
 
-Topics   read and write as the catalogue says; the operator also creates, describes and compares all of them.
-Groups   the detector's own, and for every other reader those that begin with the principal's name (`blocker-eu`).
+Topics   read and write as the catalogue says; the operator also creates, describes and compares all of them, and
+         on-call compares those that it reads.
+Groups   the detector's own, and for every other reader those that begin with the principal's name (`blocker-eu`);
+         for on-call those of the commands that read whole topics, too.
 
 Names are literal for topics, so a grant never reaches a topic that somebody adds later.
 """
@@ -29,6 +31,8 @@ ANSWER_S: Final = 60.0
 PRINCIPALS: Final[tuple[Principal, ...]] = ("processor", "detector", "blocker", "label_feed", "oncall", "operator")
 GROUPS_OF_COMMANDS: Final = ("fraudstream-init", "fraudstream-control-log")
 """Groups in which `fraud init` and the workers read `control`. They are never joined, but a client names one."""
+GROUPS_OF_ON_CALL: Final = ("fraudstream-reconcile", "fraudstream-dump", "fraudstream-export")
+"""The same of `fraud reconcile`, `fraud journals dump` and `fraud examples export`."""
 
 Operation = Literal["READ", "WRITE", "CREATE", "DESCRIBE", "DESCRIBE_CONFIGS"]
 
@@ -76,6 +80,8 @@ def wanted_acls(topics: Iterable[Topic], *, group: str, names: Mapping[Principal
                 found.add(Acl(principal=users[who], resource="group", name=who, operation="READ", prefixed=True))
         for who in topic.writers:
             found.add(Acl(principal=users[who], resource="topic", name=topic.name, operation="WRITE"))
+        if "oncall" in topic.readers:  # for `fraud topics check`
+            found.add(Acl(principal=users["oncall"], resource="topic", name=topic.name, operation="DESCRIBE_CONFIGS"))
         for operation in ("CREATE", "DESCRIBE", "DESCRIBE_CONFIGS"):
             found.add(Acl(principal=users["operator"], resource="topic", name=topic.name, operation=operation))
     # The group itself, and those of its fetching and asking consumers.
@@ -83,6 +89,8 @@ def wanted_acls(topics: Iterable[Topic], *, group: str, names: Mapping[Principal
     for who in ("detector", "operator"):
         for name in GROUPS_OF_COMMANDS:
             found.add(Acl(principal=users[who], resource="group", name=name, operation="READ"))
+    for name in GROUPS_OF_ON_CALL:
+        found.add(Acl(principal=users["oncall"], resource="group", name=name, operation="READ"))
     return sorted(found)
 
 

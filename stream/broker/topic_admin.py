@@ -123,7 +123,10 @@ def check_topics(client: ClientConfig, wanted: Sequence[WantedTopic]) -> list[Fi
                     what="missing",
                     wanted=f"{topic.partitions} partitions",
                     found="no such topic",
-                    advice="run: fraud topics create",
+                    advice=(
+                        "before the first start: fraud topics create. A deployment that has worked needs the topic "
+                        "that it had: one made again under its name is another one"
+                    ),
                 )
             )
             continue
@@ -147,8 +150,9 @@ def compare(topic: WantedTopic, partitions: int, configs: Mapping[str, str]) -> 
                 wanted=str(topic.partitions),
                 found=str(partitions),
                 advice=(
-                    "never change it in place: keys would move between partitions. Set the count that is there in "
-                    "our settings, or make a new deployment's topics"
+                    "never change it in place: accounts would move between partitions, away from their state. All of "
+                    "a deployment's topics have one count: if it is another than this, give it as --partitions; else "
+                    "begin a new deployment (fraud init with another --prefix)"
                 ),
             )
         )
@@ -179,6 +183,12 @@ def topic_ids(client: ClientConfig, names: Sequence[str]) -> dict[str, bytes]:
 def partition_counts(client: ClientConfig, names: Sequence[str]) -> dict[str, int]:
     """How many partitions each topic has. Raises `TopicsFailed` if a topic does not exist."""
     return {name: len(found.partitions) for name, found in _existing(client, names).items()}
+
+
+def deployment_partitions(client: ClientConfig, names: Sequence[str]) -> int | None:
+    """How many partitions the first of `names` that exists has; None if there is none of them."""
+    found = describe_topics(client, names)
+    return next((len(found[name].partitions) for name in names if name in found), None)
 
 
 def describe_topics(client: ClientConfig, names: Sequence[str]) -> dict[str, TopicDescription]:

@@ -38,11 +38,18 @@ class TopicReader:
         """Per partition its first offset and the one after its last. Raises `OperatorError`."""
         try:
             found = self._consumer.list_topics(topic, timeout=WAIT_S).topics[topic]
-            if found.error is not None:
-                raise OperatorError(f"no topic {topic}")
-            return {partition: watermarks(self._consumer, topic, partition) for partition in sorted(found.partitions)}
         except KafkaException as error:
             raise OperatorError(f"{topic}: {error}") from error
+        if found.error is not None:
+            raise OperatorError(f"no topic {topic}")
+        return {partition: self.ends_of(topic, partition) for partition in sorted(found.partitions)}
+
+    def ends_of(self, topic: str, partition: int) -> tuple[int, int]:
+        """The same of one partition."""
+        try:
+            return watermarks(self._consumer, topic, partition)
+        except KafkaException as error:
+            raise OperatorError(f"{topic}[{partition}]: {error}") from error
 
     def messages(self, topic: str, partition: int, low: int, high: int) -> Iterator[list[Message]]:
         """What can be read of `[low, high)`, in order, as many at a time as have arrived.

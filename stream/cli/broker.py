@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -13,6 +13,7 @@ from rich.table import Table
 from stream.broker.detached import DetachedBroker, Status
 from stream.broker.embedded import HEAP_MB
 from stream.broker.errors import BrokerError
+from stream.cli.talk import fail, print_json
 from stream.errors import ConfigurationError
 from stream.settings import Settings
 
@@ -46,12 +47,12 @@ def start(
     try:
         record, started = broker.start(port=port, heap_mb=heap_mb)
     except BrokerError as error:
-        _fail(error)
+        fail(error)
     except KeyboardInterrupt:
         # What was started is ended by then.
         raise typer.Exit(130) from None
     if as_json:
-        _print_json({"started": started, **msgspec.to_builtins(broker.status())})
+        print_json({"started": started, **msgspec.to_builtins(broker.status())})
         return
     Console().print(f"{'Started' if started else 'It runs already'}: [bold]{record.bootstrap}[/bold], pid {record.pid}")
     Console().print(f"Use it with --bootstrap {record.bootstrap}; end it with `fraud broker stop`.")
@@ -62,7 +63,7 @@ def stop(directory: DirectoryOption = None, as_json: JsonOption = False) -> None
     """End the broker in order. Its data stay for the next start. Ends well also if it did not run."""
     stopped = DetachedBroker(directory).stop()
     if as_json:
-        _print_json({"stopped": stopped})
+        print_json({"stopped": stopped})
     else:
         Console().print("Stopped." if stopped else "It did not run.")
 
@@ -72,7 +73,7 @@ def status(directory: DirectoryOption = None, as_json: JsonOption = False) -> No
     """Say whether the broker runs and answers. Exit code 0 if it answers, else 1."""
     found = DetachedBroker(directory).status()
     if as_json:
-        _print_json(msgspec.to_builtins(found))
+        print_json(msgspec.to_builtins(found))
     else:
         Console().print(_as_table(found))
     raise typer.Exit(0 if found.answers else 1)
@@ -111,12 +112,3 @@ def _as_table(found: Status) -> Table:
     table.add_row("directory", found.directory)
     table.add_row("log", found.log)
     return table
-
-
-def _fail(error: BrokerError) -> NoReturn:
-    Console(file=sys.stderr).print(str(error), style="red", markup=False)
-    raise typer.Exit(1) from error
-
-
-def _print_json(what: object) -> None:
-    sys.stdout.write(msgspec.json.encode(what).decode() + "\n")

@@ -4,6 +4,7 @@ import typer
 
 from stream.cli import (
     broker,
+    control,
     demo,
     evaluate,
     examples,
@@ -12,8 +13,10 @@ from stream.cli import (
     operate,
     publish,
     quality,
+    rates,
     reconcile,
     rules,
+    settings,
     simulate,
     topics,
     worker,
@@ -30,7 +33,10 @@ app.add_typer(broker.app)
 app.add_typer(topics.app)
 app.add_typer(journals.app)
 app.add_typer(examples.app)
+app.add_typer(control.app)
 app.add_typer(rules.app)
+app.add_typer(settings.app)
+app.add_typer(rates.app)
 app.command("init", epilog="Example: fraud init --from earliest")(operate.init)
 app.command("worker", epilog="Example: fraud worker --state-dir state/a --metrics-port 9464")(worker.command)
 app.command("publish", epilog=publish.EPILOG)(publish.command)

@@ -22,3 +22,13 @@ def parse_duration_ms(text: str) -> int:
     if duration_ms <= 0:
         raise typer.BadParameter(f"{text!r} is not above 0")
     return duration_ms
+
+
+def duration_text(duration_ms: int) -> str:
+    """In the largest unit of which it is a whole number.
+
+    >>> duration_text(45 * 86_400_000), duration_text(90_000), duration_text(1)
+    ('45d', '90s', '1ms')
+    """
+    unit = next(unit for unit in ("d", "h", "m", "s", "ms") if duration_ms % UNIT_MS[unit] == 0)
+    return f"{duration_ms // UNIT_MS[unit]}{unit}"

@@ -9,13 +9,16 @@ import msgspec
 import typer
 from rich.console import Console
 
+from stream.broker.topic_admin import topic_ids
 from stream.broker.whole_topic import whole_partition
 from stream.cli.broker import known_settings
 from stream.cli.topics import BootstrapOption, JsonOption, PrefixOption
-from stream.errors import OperatorError
+from stream.errors import FraudstreamError
 from stream.replay.journal_files import JournalReader, file_name
 from stream.replay.training_set import write_training_set
+from stream.stages.control import CONTROL
 from stream.stages.terminal import EXAMPLES
+from topics.skips import Skips
 
 app = typer.Typer(name="examples", help="What the learner was taught.", no_args_is_help=True)
 
@@ -58,15 +61,20 @@ def export(
     until_ms = _instant_ms(until)
     try:
         if journals is not None:
-            records = JournalReader(journals / file_name(EXAMPLES, 0)).records()
+            reader = JournalReader(journals / file_name(EXAMPLES, 0))
+            records, topic_id = reader.records(), reader.head.topic_id
+            said = JournalReader(journals / file_name(CONTROL, 0)).records()
         else:
             settings = known_settings(bootstrap=bootstrap, prefix=prefix)
-            records = whole_partition(settings.client(), settings.prefix + EXAMPLES, 0)
-        done = write_training_set(records, out, until_ms=until_ms)
+            client, name = settings.client(), settings.prefix + EXAMPLES
+            records, topic_id = whole_partition(client, name, 0), topic_ids(client, [name])[name]
+            said = whole_partition(client, settings.prefix + CONTROL, 0)
+        skipped = Skips.said_in(record.value for record in said).of(topic_id, 0)
+        done = write_training_set(records, out, until_ms=until_ms, skipped=skipped)
     except OSError as error:
         Console(stderr=True).print(str(error), style="red", markup=False)
         raise typer.Exit(WRONG_USE) from error
-    except OperatorError as error:
+    except FraudstreamError as error:
         Console(stderr=True).print(str(error), style="red", markup=False)
         raise typer.Exit(FAILED) from error
     if as_json:

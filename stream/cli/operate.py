@@ -4,24 +4,25 @@ import getpass
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import msgspec
 import typer
 from rich.console import Console
 
 from stream.cli.broker import known_settings
+from stream.cli.talk import WhoOption, WhyOption, fail, print_json
 from stream.cli.topics import BootstrapOption, JsonOption, PartitionsOption, PrefixOption
 from stream.errors import OperatorError
+from stream.in_force import read_in_force
 from stream.operate import Start, initialise, skip, write_control
 from stream.rules.errors import RulesRefused
-from stream.rules.policy import DEFAULT_POLICY, Policy, decode_policy
+from stream.rules.policy import DEFAULT_POLICY, Policy, decode_policy, policy_version
 from stream.version import ENGINE_OLDEST, ENGINE_VERSION
 from topics.control import Engine
 from topics.limits import LIMITS_DEFAULT
 
 ByOption = Annotated[str, typer.Option("--by", help="Who says so. Default: the user of this machine.")]
-WhyOption = Annotated[str, typer.Option("--why", help="For what reason; compliance will ask.")]
 
 
 def init(
@@ -43,7 +44,7 @@ def init(
 ) -> None:
     """Make the topics, and say once from where payments, updates and labels are read first.
 
-    Exit code 1 if that has been said before: nothing is changed then.
+    If that has been said before, nothing is changed: no setting, and no topic that has gone since is made again.
     """
     settings = known_settings(bootstrap=bootstrap, prefix=prefix)
     limits = msgspec.structs.replace(LIMITS_DEFAULT, maturity_ms=int(maturity_days * 86_400_000))
@@ -60,44 +61,55 @@ def init(
             policy=None if mode == "shadow" else _policy(mode),
         )
     except OperatorError as error:
-        _fail(error)
+        fail(error)
     if as_json:
-        _print_json(done)
+        print_json(done)
     elif done.existed:
-        Console().print("It has been initialised before; nothing was changed.")
+        Console().print("It has been initialised before; nothing was changed. `fraud control show` tells what holds.")
     else:
         Console().print(f"Created {len(done.created)} topics. Reading begins {start}. Next: `fraud worker`.")
-    raise typer.Exit(1 if done.existed else 0)
+    if done.missing:
+        Console(file=sys.stderr).print(
+            f"topics are missing: {', '.join(done.missing)}. Operator: they were deleted since; restore them, or let "
+            "`fraud topics create` make them again, empty",
+            style="red",
+            markup=False,
+        )
 
 
 def mode(
     mode: Annotated[str, typer.Argument(help="shadow: everything is approved; enforce: verdicts are outcomes.")],
-    by: Annotated[str, typer.Option("--by", help="Who says so.")],
-    why: Annotated[str, typer.Option("--why", help="For what reason; compliance will ask.")],
+    by: WhoOption,
+    why: WhyOption,
     policy: Annotated[
-        Path | None, typer.Option(help="A policy (JSON) with thresholds; default: the first one.")
+        Path | None, typer.Option(help="A policy (JSON) with thresholds; default: those that are in force.")
     ] = None,
     bootstrap: BootstrapOption = None,
     prefix: PrefixOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Switch between shadow and enforce, from the moment that a marker reaches each partition."""
+    """Switch between shadow and enforce, from the moment that a marker reaches each partition.
+
+    Thresholds stay as they are in force, unless a policy is given.
+    """
     settings = known_settings(bootstrap=bootstrap, prefix=prefix)
     try:
-        base = DEFAULT_POLICY if policy is None else decode_policy(policy.read_bytes())
-        offset = write_control(settings, "policy", _policy(mode, base), by=by, why=why)
+        base = read_in_force(settings).policy if policy is None else decode_policy(policy.read_bytes())
+        wanted = _policy(mode, base)
+        offset = write_control(settings, "policy", wanted, by=by, why=why)
     except (OperatorError, OSError) as error:
-        _fail(error)
+        fail(error)
+    version = policy_version(wanted)
     if as_json:
-        _print_json({"mode": mode, "offset": offset})
+        print_json({"version": version, "offset": offset, **msgspec.to_builtins(wanted)})
     else:
-        Console().print(f"{mode}, from control@{offset} on.")
+        Console().print(f"Policy {version}: {policy_text(wanted)}; from control@{offset} on.", highlight=False)
 
 
 def engine(
     engine: Annotated[int, typer.Argument(min=ENGINE_OLDEST, max=ENGINE_VERSION, help="One that this release holds.")],
-    by: Annotated[str, typer.Option("--by", help="Who says so.")],
-    why: Annotated[str, typer.Option("--why", help="For what reason; compliance will ask.")],
+    by: WhoOption,
+    why: WhyOption,
     bootstrap: BootstrapOption = None,
     prefix: PrefixOption = None,
     as_json: JsonOption = False,
@@ -110,33 +122,53 @@ def engine(
     try:
         offset = write_control(settings, "engine", Engine(engine=engine), by=by, why=why)
     except OperatorError as error:
-        _fail(error)
+        fail(error)
     if as_json:
-        _print_json({"engine": engine, "offset": offset})
+        print_json({"engine": engine, "offset": offset})
     else:
         Console().print(f"Engine {engine}, from control@{offset} on.")
 
 
 def skip_record(
-    topic: Annotated[str, typer.Argument(help="account-journal, terminal-journal, examples or a foreign topic.")],
+    topic: Annotated[str, typer.Argument(help="A journal: account-journal, terminal-journal or examples.")],
     partition: Annotated[int, typer.Argument(min=0)],
     offset: Annotated[int, typer.Argument(min=0)],
-    by: Annotated[str, typer.Option("--by", help="Who says so.")],
-    why: Annotated[str, typer.Option("--why", help="For what reason; compliance will ask.")],
+    by: WhoOption,
+    why: WhyOption,
     bootstrap: BootstrapOption = None,
     prefix: PrefixOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a stopped partition go on without one record. Its payments are answered `refused: skipped`."""
+    """Let a stopped partition go on without one record: the one that the log line STOPPED names.
+
+    A record of a journal is a block: up to 500 payments go with it, and are answered `refused: skipped`; of examples,
+    the learner never sees them. On other topics a record that cannot be read cannot be skipped either, and one that is
+    skipped is not answered.
+    """
     settings = known_settings(bootstrap=bootstrap, prefix=prefix)
     try:
         at = skip(settings, topic, partition, offset, by=by, why=why)
     except OperatorError as error:
-        _fail(error)
+        fail(error)
     if as_json:
-        _print_json({"topic": topic, "partition": partition, "offset": offset, "control_offset": at})
+        print_json({"topic": topic, "partition": partition, "offset": offset, "control_offset": at})
     else:
         Console().print(f"{topic}[{partition}]@{offset} will be skipped (control@{at}).")
+
+
+def policy_text(policy: Policy) -> str:
+    """In words.
+
+    >>> policy_text(DEFAULT_POLICY)
+    'shadow, challenge from 0.2, review from 0.5, decline from 0.8, a model has a say from 100 frauds on'
+    """
+    thresholds = {
+        "challenge": policy.challenge_from,
+        "review": policy.review_from,
+        "decline": policy.decline_from,
+    }
+    said = [f"{verdict} {'never' if at is None else f'from {at}'}" for verdict, at in thresholds.items()]
+    return ", ".join([policy.mode, *said, f"a model has a say from {policy.matured_frauds_min} frauds on"])
 
 
 def _start(text: str) -> Start:
@@ -157,13 +189,4 @@ def _policy(mode: str, base: Policy = DEFAULT_POLICY) -> Policy:
     try:
         return msgspec.structs.replace(base, mode=mode)
     except RulesRefused as error:
-        _fail(error)
-
-
-def _fail(error: Exception) -> NoReturn:
-    Console(file=sys.stderr).print(str(error), style="red", markup=False)
-    raise typer.Exit(1) from error
-
-
-def _print_json(what: object) -> None:
-    sys.stdout.write(msgspec.json.encode(what).decode() + "\n")
+        fail(error)

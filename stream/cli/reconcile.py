@@ -1,7 +1,7 @@
 """`fraud reconcile`: is every payment answered, once?"""
 
 import sys
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 import typer
@@ -18,10 +18,21 @@ from stream.reconcile import Reconciled, reconcile
 EPILOG: Final = "Example: fraud reconcile --json"
 
 
-def command(bootstrap: BootstrapOption = None, prefix: PrefixOption = None, as_json: JsonOption = False) -> None:
+WAIT_S: Final = 10.0
+
+
+def command(
+    wait: Annotated[
+        float, typer.Option(min=0.0, help="Seconds to look again for answers that are still on their way.")
+    ] = WAIT_S,
+    bootstrap: BootstrapOption = None,
+    prefix: PrefixOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Count payments, dead letters and decisions: missing, conflicting, repeated.
 
-    Exit code 1 if a payment has no answer, or two that differ. Payments still under way count as missing.
+    Payments are read up to where they end when it starts, from where `fraud init` began or what is still kept of them.
+    Exit code 1 if one of them has no answer, or two that differ; one that is late counts as missing after --wait.
     """
     settings = known_settings(bootstrap=bootstrap, prefix=prefix)
     columns = (SpinnerColumn(), TextColumn("{task.completed:,} records read"), TimeElapsedColumn())
@@ -29,7 +40,9 @@ def command(bootstrap: BootstrapOption = None, prefix: PrefixOption = None, as_j
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("", total=None)
-            found = reconcile(settings.client(), settings.prefix, lambda more: progress.advance(task, more))
+            found = reconcile(
+                settings.client(), settings.prefix, lambda more: progress.advance(task, more), wait_s=wait
+            )
     except OperatorError as error:
         Console(file=sys.stderr).print(str(error), style="red", markup=False)
         raise typer.Exit(1) from error

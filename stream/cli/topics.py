@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import msgspec
 import typer
@@ -11,9 +11,11 @@ from rich.table import Table
 
 from stream.broker.acls import PRINCIPALS, Acl, apply_acls, wanted_acls
 from stream.broker.errors import BrokerError
-from stream.broker.topic_admin import Finding, check_topics, create_topics
+from stream.broker.topic_admin import Finding, check_topics, create_topics, deployment_partitions
 from stream.cli.broker import known_settings
-from topics.catalogue import Principal, catalogue
+from stream.cli.talk import fail, print_json
+from stream.settings import Settings
+from topics.catalogue import Principal, Topic, catalogue
 from topics.schema import schema_files
 
 app = typer.Typer(name="topics", help="The topics of the catalogue, on a broker.", no_args_is_help=True)
@@ -36,6 +38,15 @@ PartitionsOption = Annotated[
         help="Of the topics that may have several. Default: the catalogue's. Never change it later.",
     ),
 ]
+ThesePartitionsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--partitions",
+        min=1,
+        help="Of the topics that may have several. Default: as many as `payments` has; where it is not there yet, the "
+        "catalogue's.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
@@ -43,7 +54,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def create(
     bootstrap: BootstrapOption = None,
     prefix: PrefixOption = None,
-    partitions: PartitionsOption = None,
+    partitions: ThesePartitionsOption = None,
     replication: Annotated[
         int, typer.Option(min=-1, help="Copies of each partition; -1 leaves it to the broker's default.")
     ] = -1,
@@ -54,14 +65,15 @@ def create(
     Exit code 1 if one that existed is not as it should be.
     """
     settings = known_settings(bootstrap=bootstrap, prefix=prefix)
-    client, wanted = settings.client(), list(catalogue(settings.prefix, partitions).values())
+    client = settings.client()
     try:
+        wanted = _wanted(settings, partitions)
         made = create_topics(client, wanted, replication=replication)
         findings = check_topics(client, wanted)
     except BrokerError as error:
-        _fail(error)
+        fail(error)
     if as_json:
-        _print_json({"created": made.created, "existed": made.existed, "findings": msgspec.to_builtins(findings)})
+        print_json({"created": made.created, "existed": made.existed, "findings": msgspec.to_builtins(findings)})
     else:
         Console().print(f"Created {len(made.created)} topics; {len(made.existed)} existed.")
         _print_findings(findings)
@@ -72,7 +84,7 @@ def create(
 def check(
     bootstrap: BootstrapOption = None,
     prefix: PrefixOption = None,
-    partitions: PartitionsOption = None,
+    partitions: ThesePartitionsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare the broker's topics with the catalogue: presence, partitions, configuration. Changes nothing.
@@ -80,18 +92,27 @@ def check(
     Exit code 1 if anything differs.
     """
     settings = known_settings(bootstrap=bootstrap, prefix=prefix)
-    client, wanted = settings.client(), list(catalogue(settings.prefix, partitions).values())
+    client = settings.client()
     try:
+        wanted = _wanted(settings, partitions)
         findings = check_topics(client, wanted)
     except BrokerError as error:
-        _fail(error)
+        fail(error)
     if as_json:
-        _print_json({"topics": len(wanted), "findings": msgspec.to_builtins(findings)})
+        print_json({"topics": len(wanted), "findings": msgspec.to_builtins(findings)})
     elif findings:
         _print_findings(findings)
     else:
         Console().print(f"All {len(wanted)} topics are as the catalogue says.")
     raise typer.Exit(1 if findings else 0)
+
+
+def _wanted(settings: Settings, partitions: int | None) -> list[Topic]:
+    """The catalogue's topics, with as many partitions as this deployment has, unless it is said how many."""
+    if partitions is None:
+        several = [topic.name for topic in catalogue(settings.prefix).values() if topic.partitions > 1]
+        partitions = deployment_partitions(settings.client(), several)
+    return list(catalogue(settings.prefix, partitions).values())
 
 
 @app.command(epilog="Example: fraud topics acls --apply --principal detector=svc-fraud --principal blocker=svc-auth")
@@ -118,9 +139,9 @@ def acls(
         try:
             beyond = apply_acls(settings.client(), wanted).beyond
         except BrokerError as error:
-            _fail(error)
+            fail(error)
     if as_json:
-        _print_json({"acls": msgspec.to_builtins(wanted), "applied": apply, "beyond": beyond})
+        print_json({"acls": msgspec.to_builtins(wanted), "applied": apply, "beyond": beyond})
     else:
         _print_acls(wanted, beyond, applied=apply)
     raise typer.Exit(1 if beyond else 0)
@@ -153,15 +174,6 @@ def _print_findings(findings: list[Finding]) -> None:
     for finding in findings:
         table.add_row(finding.topic, finding.what, finding.wanted, finding.found, finding.advice)
     Console().print(table)
-
-
-def _fail(error: BrokerError) -> NoReturn:
-    Console(file=sys.stderr).print(str(error), style="red", markup=False)
-    raise typer.Exit(1) from error
-
-
-def _print_json(what: object) -> None:
-    sys.stdout.write(msgspec.json.encode(what).decode() + "\n")
 
 
 @app.command(epilog="Example: fraud topics schemas schemas/")

@@ -6,8 +6,9 @@ from typing import Final
 
 from msgspec import Struct
 
-from stream.replay.journal_files import Head, JournalWriter
-from stream.replay.rerun import JOURNALS, OUTPUTS
+from stream.errors import OperatorError
+from stream.replay.journal_files import SUFFIX, Head, JournalWriter
+from stream.replay.rerun import COMPARED, JOURNALS
 from stream.stages.stage import Record
 from stream.version import ENGINE_VERSION
 
@@ -16,8 +17,12 @@ Ends = Callable[[str], Mapping[int, tuple[int, int]]]
 Read = Callable[[str, int, int, int], Iterable[Sequence[Record]]]
 """Topic, partition, low, high: the records `[low, high)` that stand there, in order, some at a time."""
 
-ORDER: Final = (*OUTPUTS, *JOURNALS)
+ORDER: Final = (*COMPARED, *JOURNALS)
 """Outputs' ends are asked for first: the cause of each output that is written is then in the journals, too."""
+
+
+class DirectoryTaken(OperatorError):
+    """There are journals in the directory. They may hold what the broker has deleted since."""
 
 
 class Place(Struct, frozen=True, kw_only=True):
@@ -58,7 +63,11 @@ def dump(
     prefix: str = "",
     progress: Callable[[int], None] = lambda more: None,
 ) -> int:
-    """Write one file a place; returns the records written. When `read` raises, the file it was at has no end."""
+    """Write one file a place; returns the records written. When `read` raises, the file it was at has no end.
+
+    Raises `DirectoryTaken` if there are journals in `directory`.
+    """
+    require_free(directory)
     directory.mkdir(parents=True, exist_ok=True)
     total = 0
     for place in wanted:
@@ -76,3 +85,14 @@ def dump(
                 progress(len(records))
         total += writer.count
     return total
+
+
+def require_free(directory: Path) -> None:
+    """Raises `DirectoryTaken` if there are journals in `directory`, whole or not."""
+    found = sorted(path.name for path in directory.glob(f"*{SUFFIX}"))
+    if found:
+        raise DirectoryTaken(
+            f"{directory}: holds {len(found)} journals of a dump before ({found[0]}, ...), which may reach further "
+            f"back than the broker does now. Operator: give each dump a directory of its own; if that one was not "
+            f"finished, remove it first"
+        )

@@ -1,29 +1,27 @@
 """Apply recorded journals again, in a fresh state, and hold the answers against those that were recorded.
 
-    account-journal, terminal-journal, examples ──► the stages ──► answers, dead letters, model versions
+    account-journal, terminal-journal, examples ──► the stages ──► answers, details, dead letters, model versions
                                                                         │ byte for byte
-    decisions, dead-letters, control (as recorded) ─────────────────────┘
+    decisions, -details, dead-letters, control (as recorded) ───────────┘
 
 The stages see the journals only: what was recorded of their outputs is read afterwards. What the live way may do to a
 stage's outputs is to send them again; so an output counts as reproduced however often it was recorded, and two recorded
 ones of the same cause must be equal.
 """
 
-import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
 from stream.errors import OperatorError
 from stream.replay.journal_files import JournalReader, journals_in
 from stream.runner.partition import PartitionRunner, Reseek, Send
 from stream.stages.account import TERMINAL_JOURNAL
-from stream.stages.answers import DEAD_LETTERS, DECISIONS
+from stream.stages.answers import DEAD_LETTERS, DECISIONS, DETAILS
 from stream.stages.control import CONTROL
 from stream.stages.intake import ACCOUNT_JOURNAL
 from stream.stages.keys import TABLE_PENDING
@@ -40,6 +38,9 @@ JOURNALS = (ACCOUNT_JOURNAL, TERMINAL_JOURNAL, EXAMPLES)
 OUTPUTS = (DECISIONS, DEAD_LETTERS, CONTROL)
 RECORDED = (*JOURNALS, *OUTPUTS)
 """What is kept of a run, so that it can be verified."""
+
+COMPARED = (*OUTPUTS, DETAILS)
+"""What is held against the rerun, if it is there: an evaluation and dumps of before have no details."""
 
 CHECKPOINT_EVERY = 20_000
 DIFFERENCES_MAX = 20
@@ -125,6 +126,9 @@ class _Files:
             decisions=partitions.get(DECISIONS, 1),
         )
 
+    def holds(self, topic: str) -> bool:
+        return any(name == topic for name, _ in self.paths)
+
     def of(self, topic: str) -> Iterator[JournalReader]:
         for (name, _), path in sorted(self.paths.items()):
             if name == topic:
@@ -132,14 +136,7 @@ class _Files:
 
     def skips(self) -> Skips:
         """Read ahead of everything else."""
-        found = Skips()
-        for reader in self.of(CONTROL):
-            for record in reader.records():
-                control = parse_control(record.value)
-                if not isinstance(control, Refusal):
-                    with contextlib.suppress(msgspec.MsgspecError, ValueError):  # whoever wrote it: it skips nothing
-                        found.take(control)
-        return found
+        return Skips.said_in(record.value for reader in self.of(CONTROL) for record in reader.records())
 
 
 def rerun(directory: Path, *, batch: int = 1_000, plain: bool = False) -> Rerun:
@@ -150,19 +147,20 @@ def rerun(directory: Path, *, batch: int = 1_000, plain: bool = False) -> Rerun:
     files = _Files(directory)
     skips = files.skips()
     applied: Counter[str] = Counter()
-    outputs: Outputs = {topic: {} for topic in OUTPUTS}
+    outputs: Outputs = {topic: {} for topic in COMPARED}
+    details = files.holds(DETAILS)
     for topic in JOURNALS:
         for reader in files.of(topic):
             head = reader.head
             skipped = skips.of(head.topic_id, head.partition)
-            for sends, count in _apply(reader, files.partitions, skipped, batch, plain):
+            for sends, count in _apply(reader, files.partitions, skipped, batch, plain, details):
                 applied[topic] += count
                 _take(sends, outputs)
     recorded, conflicting = _recorded(files)
     topics: dict[str, Compared] = {}
     differences: list[str] = []
-    for topic in OUTPUTS:
-        if any(name == topic for name, _ in files.paths):
+    for topic in COMPARED:
+        if files.holds(topic):
             topics[topic] = _compare(topic, outputs[topic], recorded[topic], conflicting[topic], differences)
     sha = blake2b(digest_size=32)
     for cause in sorted(outputs[DECISIONS]):
@@ -177,13 +175,13 @@ def rerun(directory: Path, *, batch: int = 1_000, plain: bool = False) -> Rerun:
 
 
 def _apply(
-    reader: JournalReader, partitions: Partitions, skipped: set[int], batch: int, plain: bool
+    reader: JournalReader, partitions: Partitions, skipped: set[int], batch: int, plain: bool, details: bool
 ) -> Iterator[tuple[list[Send], int]]:
     head = reader.head
     journal = Journal(head.topic, head.topic_id, head.partition)
     store = MemoryStore()
     state = State(store, scanned=TABLE_PENDING)
-    stage = build_stage(journal, state, partitions, plain=plain, details=False)
+    stage = build_stage(journal, state, partitions, plain=plain, details=details)
     runner = PartitionRunner(journal, stage, state, start_offset=0, skips=skipped)
     records = reader.records()
     while chunk := list(islice(records, batch)):
@@ -211,9 +209,9 @@ def _take(sends: list[Send], outputs: Outputs) -> None:
 
 def _recorded(files: _Files) -> tuple[Outputs, Counter[str]]:
     """What was recorded, and how many of it twice with other bytes."""
-    recorded: Outputs = {topic: {} for topic in OUTPUTS}
+    recorded: Outputs = {topic: {} for topic in COMPARED}
     conflicting: Counter[str] = Counter()
-    for topic in OUTPUTS:
+    for topic in COMPARED:
         for reader in files.of(topic):
             for record in reader.records():
                 if topic == CONTROL and not _by_learner(record.value):

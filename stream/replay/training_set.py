@@ -3,19 +3,21 @@
 A row's features are the bytes that decided the payment, never computed again. Its truth is what was known at a cut-off.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 from msgspec import Struct, structs
 
-from stream.errors import OperatorError
+from stream.errors import InternalError, OperatorError
 from stream.features import FEATURES_VERSION, MODEL_NAMES
 from stream.stages.stage import Record
-from topics.journal import EXAMPLE_MATURED, EXAMPLE_UNLABELLED, FIRST_PREV, Example, decode_block
+from topics.journal import EXAMPLE_MATURED, EXAMPLE_UNLABELLED, FIRST_PREV, LAYOUT, Example, decode_block
+from topics.undecodable import UNDECODABLE
 
 pq: Any = pyarrow.parquet
 
@@ -54,14 +56,22 @@ class ForeignFeatures(OperatorError):
     """An example has another number of features than this release knows."""
 
 
-def examples_of(records: Iterable[Record]) -> Iterator[Example]:
+def examples_of(records: Iterable[Record], skipped: Collection[int] = ()) -> Iterator[Example]:
     """The examples in records of the journal `examples`, each once, as the learner admits them.
 
-    An item is admitted if it follows the last one of its sender; resent ones, and ones ahead of a gap, are dropped.
+    An item is admitted if it follows the last one of its sender; resent ones, and ones ahead of a gap, are dropped, and
+    so is what an operator has `skipped`, by offset. Raises `InternalError` at a record that cannot be read.
     """
     last: dict[tuple[bytes, int], tuple[int, int]] = {}
     for record in records:
-        block = decode_block(record.value or b"")
+        try:
+            block = decode_block(record.value or b"")
+            if block.layout != LAYOUT:
+                raise msgspec.DecodeError(f"layout {block.layout}, this release reads {LAYOUT}")
+        except UNDECODABLE as error:
+            if record.offset in skipped:
+                continue
+            raise InternalError(f"unreadable block at examples[0]@{record.offset}: {error}") from error
         if not block.sender:
             continue  # a timer's tick
         sender = (block.sender, block.partition)
@@ -70,7 +80,7 @@ def examples_of(records: Iterable[Record]) -> Iterator[Example]:
             this = (item.offset, item.n)
             if prev == last.get(sender, FIRST_PREV):
                 last[sender] = this
-                if isinstance(item, Example):
+                if isinstance(item, Example) and record.offset not in skipped:
                     yield item
             prev = this
 
@@ -97,9 +107,12 @@ def known_by(examples: Iterable[Example], until_ms: int | None = None) -> tuple[
     return list(latest.values()), superseded
 
 
-def write_training_set(records: Iterable[Record], path: Path, *, until_ms: int | None = None) -> Exported:
-    """Write `SCHEMA`, zstd. Holds one example a payment in memory, about 0.6 kB. Raises `ForeignFeatures`."""
-    rows, superseded = known_by(examples_of(records), until_ms)
+def write_training_set(
+    records: Iterable[Record], path: Path, *, until_ms: int | None = None, skipped: Collection[int] = ()
+) -> Exported:
+    """Write `SCHEMA`, zstd. Holds one example a payment in memory, about 0.6 kB. Raises `ForeignFeatures`, and what
+    `examples_of` raises."""
+    rows, superseded = known_by(examples_of(records, skipped), until_ms)
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
         for start in range(0, len(rows), ROW_GROUP):
             writer.write_table(_table(rows[start : start + ROW_GROUP]))

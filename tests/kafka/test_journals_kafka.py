@@ -18,11 +18,11 @@ from stream.settings import Settings
 pytestmark = pytest.mark.kafka
 
 PAYMENTS = 400
+FRAUD = (sys.executable, "-c", "from stream.cli.main import main; main()")
 
 
 def _fraud(*arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "-c", "from stream.cli.main import main; main()", *arguments, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([*FRAUD, *arguments, "--json"], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -63,3 +63,14 @@ def test_journals_of_a_live_deployment_give_the_same_answers_elsewhere(kafka: An
     assert found["topics"]["decisions"]["reproduced"] == len(values)
     assert found["topics"]["dead-letters"]["reproduced"] == 2
     assert found["topics"]["decisions"]["recorded"] == len(values)
+    assert found["topics"]["decision-details"]["reproduced"] == PAYMENTS
+    _a_second_dump_leaves_the_first_as_it_is(directory, kafka.bootstrap, prefix)
+
+
+def _a_second_dump_leaves_the_first_as_it_is(directory: Path, bootstrap: str, prefix: str) -> None:
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    command = ["journals", "dump", str(directory), "--bootstrap", bootstrap, "--prefix", prefix]
+    done = subprocess.run([*FRAUD, *command], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert "give each dump a directory of its own" in " ".join(done.stderr.split())
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before

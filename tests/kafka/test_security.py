@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
+import os
 import secrets
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,14 +15,15 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import AdminClient
 from cryptography.hazmat.primitives import serialization
 
-from stream.broker.acls import PRINCIPALS, Acl, apply_acls, wanted_acls
+from stream.broker.acls import GROUPS_OF_ON_CALL, PRINCIPALS, Acl, apply_acls, wanted_acls
 from stream.broker.embedded import EmbeddedBroker
 from stream.broker.errors import TopicsFailed
 from stream.broker.security import BrokerSecurity
-from stream.broker.topic_admin import create_topics
+from stream.broker.topic_admin import create_topics, topic_ids
 from stream.operate import initialise
 from stream.settings import Settings
 from topics.catalogue import catalogue
+from topics.journal import tick_block
 
 pytestmark = pytest.mark.kafka
 
@@ -158,6 +162,10 @@ def test_matrix_of_readers_and_writers(matrix, who):
         ("operator", GROUP, False),
         ("oncall", "blocker-eu", False),
         ("processor", "processor", False),
+        ("oncall", "fraudstream-reconcile", True),
+        ("oncall", "fraudstream-dump", True),
+        ("oncall", "fraudstream-export", True),
+        ("oncall", "fraudstream-control-log", False),
     ],
 )
 def test_groups_are_their_own(matrix, who, group, allowed):
@@ -224,20 +232,10 @@ def test_worker_over_tls_as_detector_answers_a_processor_to_a_blocker(broker, tm
     group = "live-detectors"
     apply_acls(broker.client(), wanted_acls(catalogue(prefix, 2).values(), group=group))
 
-    def settings(who: str) -> dict[str, str]:
-        return {
-            "FRAUD_BOOTSTRAP": broker.bootstrap,
-            "FRAUD_PREFIX": prefix,
-            "FRAUD_GROUP": group,
-            "FRAUD_SECURITY_PROTOCOL": "SASL_SSL",
-            "FRAUD_SASL_USERNAME": who,
-            "FRAUD_SASL_PASSWORD": broker.security.users[who],
-            "FRAUD_SSL_CA_LOCATION": str(broker.security.ca),
-        }
-
-    operator = {name.removeprefix("FRAUD_").lower(): value for name, value in settings("operator").items()}
+    as_operator = _settings(broker, "operator", prefix, group)
+    operator = {name.removeprefix("FRAUD_").lower(): value for name, value in as_operator.items()}
     initialise(Settings(**operator), "earliest", by="test", why="test", partitions=2)
-    worker = live_worker.LiveWorker(tmp_path, settings("detector"), log_level="DEBUG")
+    worker = live_worker.LiveWorker(tmp_path, _settings(broker, "detector", prefix, group), log_level="DEBUG")
     try:
         worker.until_ready()
         now_ms = int(time.time() * 1000)
@@ -262,6 +260,69 @@ def test_worker_over_tls_as_detector_answers_a_processor_to_a_blocker(broker, tm
     password = broker.security.users["detector"]
     assert password not in worker.log.read_text(errors="replace")
     assert password not in metrics
+
+
+def _settings(broker: EmbeddedBroker, who: str, prefix: str, group: str) -> dict[str, str]:
+    return {
+        "FRAUD_BOOTSTRAP": broker.bootstrap,
+        "FRAUD_PREFIX": prefix,
+        "FRAUD_GROUP": group,
+        "FRAUD_SECURITY_PROTOCOL": "SASL_SSL",
+        "FRAUD_SASL_USERNAME": who,
+        "FRAUD_SASL_PASSWORD": broker.security.users[who],
+        "FRAUD_SSL_CA_LOCATION": str(broker.security.ca),
+    }
+
+
+def test_every_command_of_on_call_works_as_oncall_and_needs_its_permissions(broker, tmp_path):
+    prefix = "desk."
+    wanted = catalogue(prefix, 1)
+    create_topics(broker.client(), list(wanted.values()))
+    payments = topic_ids(broker.client(), [wanted["payments"].name])[wanted["payments"].name].hex()
+    producer = Producer(_quiet(broker.client()))
+    producer.produce(wanted["payments"].name, b'{"payment_id":"a"}', partition=0)
+    producer.produce(
+        wanted["decisions"].name, b'{"outcome":"approve"}', partition=0, headers={"origin": f"{payments}:0:0".encode()}
+    )
+    producer.produce(wanted["examples"].name, tick_block(1), partition=0)
+    assert producer.flush(ANSWER_S) == 0
+    user = "stranger"  # what groups the matrix has let on-call name, this user may not
+    acls = wanted_acls(wanted.values(), group=GROUP, names={"oncall": user})
+    of_commands = [
+        acl
+        for acl in acls
+        if acl.principal == f"User:{user}" and (acl.name in GROUPS_OF_ON_CALL or acl.operation == "DESCRIBE_CONFIGS")
+    ]
+    apply_acls(broker.client(), [acl for acl in acls if acl not in of_commands])
+    commands = [
+        ("reconcile",),
+        ("topics", "check"),
+        ("journals", "dump", str(tmp_path / "journals")),
+        ("examples", "export", str(tmp_path / "training.parquet")),
+    ]
+
+    def codes() -> dict[str, tuple[int, str]]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("FRAUD_")}
+        found: dict[str, tuple[int, str]] = {}
+        for words in commands:
+            told = subprocess.run(
+                [sys.executable, "-c", "from stream.cli.main import main; main()", *words, "--json"],
+                capture_output=True,
+                text=True,
+                env={**inherited, **_settings(broker, user, prefix, GROUP)},
+                check=False,
+            )
+            found[words[0]] = (told.returncode, told.stderr)
+        return found
+
+    refused = codes()
+    assert all("AUTHORIZATION_FAILED" in told or "authorization" in told.lower() for _, told in refused.values()), (
+        refused
+    )
+    apply_acls(broker.client(), of_commands)
+    for path in tmp_path.glob("journals/*"):
+        path.unlink()
+    assert {name: code for name, (code, _) in codes().items()} == dict.fromkeys(refused, 0)
 
 
 def _decisions(client: dict, topic: str, count: int) -> list[str]:

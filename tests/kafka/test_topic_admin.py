@@ -95,6 +95,24 @@ def test_command_creates_and_checks(kafka):
     assert _fraud_topics(kafka, "check", "--prefix", prefix) == (0, {"topics": len(catalogue()), "findings": []})
 
 
+def test_the_deployment_itself_says_how_many_partitions_it_has(kafka):
+    prefix = kafka.fresh_prefix()
+    create_topics(kafka.client, list(catalogue(prefix, 3).values()))
+    assert _fraud_topics(kafka, "check", "--prefix", prefix) == (0, {"topics": len(catalogue()), "findings": []})
+    admin = AdminClient({**kafka.client, "log_level": 0})
+    admin.create_partitions([NewPartitions(prefix + "decisions", 5)])[prefix + "decisions"].result(30)
+    code, told = _fraud_topics(kafka, "check", "--prefix", prefix)
+    (finding,) = told["findings"]
+    assert code == 1
+    assert (finding["topic"], finding["what"], finding["wanted"], finding["found"]) == (
+        prefix + "decisions",
+        "partitions",
+        "3",
+        "5",
+    )
+    assert "--partitions" in finding["advice"]
+
+
 def test_a_topic_made_again_has_another_id(kafka):
     topic = catalogue(kafka.fresh_prefix())["labels"]
     create_topics(kafka.client, [topic])

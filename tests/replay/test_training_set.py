@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from stream.cli.examples import app
 from stream.dataset import Dataset, write_dataset
+from stream.errors import InternalError
 from stream.evaluate.prequential import Prequential
 from stream.evaluate.settings import Evaluation
 from stream.features import MODEL_NAMES
@@ -20,6 +21,7 @@ from stream.replay.journal_files import Head, JournalWriter
 from stream.replay.training_set import FEATURE_PREFIX, ForeignFeatures, examples_of, known_by, write_training_set
 from stream.simulate import SHORT_DELAY, SimulationSettings, simulate
 from stream.stages.answers import DETAILS
+from stream.stages.control import CONTROL
 from stream.stages.keys import payment_hash
 from stream.stages.stage import Record
 from stream.stages.terminal import EXAMPLES
@@ -73,9 +75,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def _journal(directory: Path, records: list[Record]) -> Path:
-    head = Head(topic=EXAMPLES, topic_id=b"t" * 16, partition=0, partitions=1, engine=1)
-    with JournalWriter(directory, head) as writer:
-        writer.add(records)
+    for topic, kept in ((EXAMPLES, records), (CONTROL, [])):
+        head = Head(topic=topic, topic_id=topic[:1].encode() * 16, partition=0, partitions=1, engine=1)
+        with JournalWriter(directory, head) as writer:
+            writer.add(kept)
     return directory
 
 
@@ -122,6 +125,15 @@ def test_resent_items_come_once_and_none_goes_before_a_gap_is_filled() -> None:
         _record(3, (1, 0), b, c),
     ]
     assert list(examples_of(records)) == [a, b, c]
+
+
+def test_what_an_operator_skipped_was_not_taught() -> None:
+    a, b, c = (_example(n, EXAMPLE_LABELLED, bytes([n]), 10 + n, True) for n in (1, 2, 3))
+    junk = Record(1, 0, None, b"junk")
+    records = [_record(0, (-1, -1), a), junk, _record(2, (1, 0), b), _record(3, (2, 0), c)]
+    assert list(examples_of(records, {1, 2})) == [a, c]
+    with pytest.raises(InternalError, match="@1"):
+        list(examples_of(records))
 
 
 def test_the_latest_truth_up_to_the_cut_off_counts() -> None:
