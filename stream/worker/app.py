@@ -6,6 +6,7 @@ one stage; checkpoints of all partitions go together, about once a second.
 
 import asyncio
 import logging
+import resource
 import shutil
 import time
 from collections import defaultdict
@@ -20,7 +21,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from stream import collector, self_check
 from stream.broker.topic_admin import describe_topics, id_bytes
 from stream.errors import ConfigurationError, OperatorError, StateError
-from stream.runner.errors import ForeignState, StepFailed, Unreadable
+from stream.runner.errors import CANNOT_GO_ON, ForeignState, StateBehindLog, StepFailed, Unreadable
 from stream.runner.partition import PartitionRunner, Reseek, no_crash, suppress_below
 from stream.settings import Settings
 from stream.stages.account import TERMINAL_JOURNAL
@@ -42,6 +43,7 @@ from stream.worker.membership import CommitFenced, MembershipSettings, create_ap
 from stream.worker.observe import Observer
 from stream.worker.patience import Patience
 from stream.worker.producer import WorkerProducer
+from stream.worker.room import Room
 from stream.worker.snapshots import (
     SnapshotError,
     SnapshotTorn,
@@ -54,8 +56,10 @@ from stream.worker.snapshots import (
 )
 from stream.worker.store import StoreCorrupt, StoreError, StoreFull, StoreMemory, StoreStuck, instance_lock
 from stream.worker.uninterrupted import to_its_end
+from topics.catalogue import JOURNAL_RETENTION_MS, PAYMENTS_RETENTION_MS
 from topics.control import Skip, encode_control
 from topics.journal import tick_block
+from topics.limits import DAY_MS
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -79,6 +83,8 @@ LEAVE_HOLD_S_MAX = 4.0  # at SIGTERM: the rest of the ten seconds is for the gro
 DUE_TICK_S = 0.25
 FULL_RETRY_S = 2.0
 FULL_ROOM_BYTES = 16 << 20  # a memtable: what a checkpoint may need before it can be flushed
+OPEN_AGAIN_S = 2.0  # when opening itself has failed; twice as long each time,
+OPEN_AGAIN_S_MAX = 60.0
 ACKS_S_MAX = 2.0  # how long one partition may keep the others' checkpoints waiting
 ASK_AGAIN_S = 2.0
 WATCH_EVERY_S = 20.0
@@ -103,6 +109,20 @@ LASTING = frozenset(  # all else is said by brokers that are away, or just back,
         KafkaError.UNSUPPORTED_VERSION,
     }
 )
+NO_SNAPSHOTS = (
+    "no snapshots are taken: without them a worker with an empty state directory can take a partition over only while "
+    f"`payments` ({PAYMENTS_RETENTION_MS // DAY_MS} days) and the journals ({JOURNAL_RETENTION_MS // DAY_MS} days) "
+    "reach back to `fraud init`. Operator: set FRAUD_SNAPSHOT_URL (--snapshot-url) to a place that all workers reach"
+)
+READ_ERRORS = {
+    "offset_out_of_range": (
+        "Operator: restore this partition's state directory or a snapshot; records below the log's beginning cannot be "
+        f"answered any more. If there is none that stands within the log, {CANNOT_GO_ON}"
+    ),
+    "unknown_topic": "Operator: look on the brokers what became of it, then start this worker again",
+    "not_authorised": "Operator: let the workers' user read it (`fraud topics acls`), then start this worker again",
+    "broken": "Operator: start this worker again",
+}
 LATENCY_BUCKETS_S = np.array([0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0])
 
 
@@ -118,6 +138,12 @@ def _batches(records: list[Record], *, bytes_max: int) -> Iterator[list[Record]]
         yield records[start:]
 
 
+def _longer_s(host: Host) -> float:
+    """How long to wait before `host` is opened again, which could not be opened."""
+    host.pause_s = min(max(2.0 * host.pause_s, OPEN_AGAIN_S), OPEN_AGAIN_S_MAX)
+    return host.pause_s
+
+
 class Topology:
     """What the brokers have of the topics that we use: ids and numbers of partitions."""
 
@@ -128,7 +154,10 @@ class Topology:
         found = describe_topics(settings.client(), names)
         missing = [name for name in names if name not in found]
         if missing:
-            raise ConfigurationError(f"topics are missing: {', '.join(missing)}. Operator: `fraud init` creates them")
+            raise ConfigurationError(
+                f"topics are missing: {', '.join(missing)}. Operator: `fraud init` makes those of a new deployment. In "
+                f"one that has run they were deleted: restore them; `fraud topics create` makes them again, empty"
+            )
         self.ids = {name: id_bytes(found[prefix + name].topic_id) for name in STAGES}
         counts = {name: len(found[prefix + name].partitions) for name in (*STAGES, *OUTPUTS)}
         for name in ("labels", EXAMPLES, CONTROL):
@@ -148,6 +177,14 @@ class Topology:
         return {name: id_bytes(found[prefix + name].topic_id) for name in STAGES if prefix + name in found}
 
 
+def _allow_files() -> None:
+    """As many open files as the system lets us have: each partition's store keeps up to `OPEN_FILES_MAX`, and services
+    often begin with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 class Worker:
     """One process of the group. `crash`: the hook of the fault suite; production passes nothing."""
 
@@ -160,7 +197,7 @@ class Worker:
         self.checkpoint_seconds: list[float] = []
         self.checkpoints = 0
         self.disk_full = False
-        self.snapshot_failing = ""
+        self.snapshots_failing: dict[TP, str] = {}  # by partition, as the topology names it; until one is stored
         self.started_s = time.time()
         self._crash = crash
         log.info("loading the kernels; a machine that is new to them compiles them first, for about a minute")
@@ -168,6 +205,7 @@ class Worker:
         warm_up()  # here, and not in the way of payments
         self._memory = StoreMemory(cache_bytes=settings.block_cache_bytes)
         self._disk_offsets = DiskOffsets(settings.state_dir, self.topology.ids)
+        self._room = Room(settings.state_dir)
         client = settings.client()
         # It is never polled, so nobody would take its log; what it is asked raises instead.
         self._query = Consumer(
@@ -202,6 +240,7 @@ class Worker:
             self.membership.agent(stage)(self._work)
         self.observer = Observer(self, STAGES, LATENCY_BUCKETS_S.tolist())
         self._tasks: set[asyncio.Task[None]] = set()
+        self._timers: list[asyncio.Task[None]] = []
         self._directories: dict[TP, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._checkpointing = asyncio.Lock()
         self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
@@ -211,6 +250,7 @@ class Worker:
 
     def run(self) -> int:
         """Until SIGTERM, SIGINT or a failure; the exit code."""
+        _allow_files()
         with instance_lock(self.settings.state_dir), self.observer.serving():
             try:
                 return run(self.membership)
@@ -227,11 +267,13 @@ class Worker:
     async def _started(self) -> None:
         self._loop = asyncio.get_running_loop()
         collector.settle()
+        if self.settings.snapshot_url is None:
+            log.warning(NO_SNAPSHOTS)
         self._disk_offsets.read()
         await asyncio.to_thread(self.control_log.read_to_end)
         self.control_log.follow()
         for work in (self._checkpoints(), self._ticks(), self._snapshots(), self._polls(), self._watches()):
-            self._spawn(self._guarded(work))
+            self._timers.append(self._spawn(self._guarded(work)))
 
     async def _assigned(self, added: set[TP]) -> None:
         for tp in sorted(added):
@@ -239,16 +281,20 @@ class Worker:
             self._spawn(self._open(tp, host))
 
     async def _revoked(self, lost: set[TP]) -> None:
-        for tp in lost:
-            host = self.hosts.pop(tp, None)
-            if host is not None:
-                host.status = Status.CLOSED
-                closing = self._close(tp, host)
-                # A restore may take a minute, and nobody waits for it here; the next owner of the directory does.
-                if self._directories[tp].locked():
-                    self._spawn(closing)
-                else:
-                    await closing
+        hosts = {tp: self.hosts.pop(tp) for tp in lost if tp in self.hosts}
+        for host in hosts.values():
+            self.snapshots_failing.pop(host.tp, None)
+            host.status = Status.CLOSED  # before the first is closed: no snapshot of the others is begun meanwhile
+        for tp, host in hosts.items():
+            closing = self._close(tp, host)
+            # A restore may take a minute, and nobody waits for it here; the next owner of the directory does.
+            if self._directories[tp].locked():
+                self._spawn(closing)
+            else:
+                await closing
+        if self.membership.leaving:
+            for timer in self._timers:
+                timer.cancel()  # mode waits a second for tasks that go on
 
     async def _close(self, tp: TP, host: Host) -> None:
         async with self._directories[tp]:
@@ -277,9 +323,14 @@ class Worker:
 
     def _fetch_error(self, error: FetchError) -> None:
         host = None if error.tp is None else self.hosts.get(error.tp)
-        if host is None or error.epoch != host.epoch:
+        if host is None or error.epoch != host.epoch or host.status is not Status.RUNNING:
             return
-        self._stop(host, StateError(f"cannot read {error.tp}: {error.cause}: {error.text}"))
+        topic, partition = host.tp
+        why = f"cannot read {topic}[{partition}]: {error.cause}: {error.text}. {READ_ERRORS[error.cause]}"
+        if error.cause == "offset_out_of_range":
+            self._misfit(self._named(host), host, StateError(why))
+        else:
+            self._stop(host, StateError(why))
 
     # ---- opening ----
 
@@ -307,6 +358,7 @@ class Worker:
                         await self._check_topic(host)
                         local = await asyncio.to_thread(host.open_store)
                         await self._restore_snapshot(host, local)
+                        host.full = False
                         await self._start(tp, host)
                 finally:
                     if self.hosts.get(tp) is not host:
@@ -315,6 +367,8 @@ class Worker:
             self._out_of_room(tp, host, error)
         except StoreCorrupt as error:
             self._rebuild(tp, host, error)
+        except StateBehindLog as error:
+            self._misfit(tp, host, error)
         except (OperatorError, StoreError) as error:
             self._stop(host, error)
         except Exception as error:
@@ -339,8 +393,8 @@ class Worker:
         found = now.get(journal.topic)
         if found is None:
             raise StateError(
-                f"topic {journal.topic} is gone. Operator: restore it, or start anew with `fraud init`, an empty state "
-                f"directory and an empty snapshot store"
+                f"topic {journal.topic} is gone. Operator: restore the brokers' data that hold it; a topic made again "
+                f"under its name is another one. If they are lost, {CANNOT_GO_ON}"
             )
         if found != journal.topic_id:
             raise ForeignState(journal._replace(topic_id=found), journal.topic_id, journal.partition)
@@ -355,9 +409,12 @@ class Worker:
         )
 
     async def _restore_snapshot(self, host: Host, local: int | None) -> None:
-        """Start from the higher offset of local state and snapshot."""
+        """Start from the higher offset of local state and snapshot. Raises `StoreFull` before anything is written of
+        a snapshot that does not fit."""
+        host.restore_bytes, host.snapshots_unread = 0, ""
         url = self.settings.snapshot_url
         if url is None:
+            host.pause_s = 0.0
             return
         topic_id = host.journal.topic_id.hex()
         look_s_max = LOOK_EMPTY_S_MAX if local is None else LOOK_S_MAX
@@ -366,23 +423,28 @@ class Worker:
             while True:
                 manifest = await self._far(look_s_max, next, snapshots, None)
                 if manifest is None or (local is not None and manifest.offset <= local):
-                    return
+                    break
                 if host.snapshot_below is not None and manifest.offset >= host.snapshot_below:
                     continue
                 log.info("%s[%d]: restoring the snapshot at offset %d", *host.tp, manifest.offset)
                 try:
                     await self._restores.call(
-                        None, host.replace_store, manifest.offset, partial(restore, url, manifest)
+                        None, host.replace_store, manifest.offset, partial(restore, url, manifest, room=self._room)
                     )
+                except StoreFull:
+                    if host.store_came_from != manifest.offset:  # else it is in its place, and only to be opened
+                        host.restore_bytes = manifest.size_bytes
+                    raise
                 except (SnapshotTorn, StoreCorrupt) as error:
                     log.error("%s[%d]: this snapshot is no good, the one before is tried: %s", *host.tp, error)
-                    self.snapshot_failing = str(error)
+                    self.snapshots_failing[host.tp] = str(error)
                     continue
                 host.snapshot_offset = manifest.offset
-                return
+                break
+            host.pause_s = 0.0
         except SnapshotUnavailable as error:
             log.error("%s[%d]: snapshots unavailable, local state is used: %s", *host.tp, error)
-            self.snapshot_failing = str(error)
+            self.snapshots_failing[host.tp] = host.snapshots_unread = str(error)
 
     async def _start(self, tp: TP, host: Host) -> None:
         committed = (await self.membership.committed([tp])).get(tp)
@@ -397,6 +459,7 @@ class Worker:
         if self.hosts.get(tp) is not host:
             return
         host.status = Status.RUNNING
+        host.failure = ""
         host.reapplied = max(0, below - runner.next_offset)
         log.info("%s[%d]: from offset %d of [%d, %d), group at %d", *host.tp, runner.next_offset, low, high, below)
         self.membership.fetcher.start(tp, runner.next_offset, host.epoch)
@@ -465,6 +528,23 @@ class Worker:
     def _stop(self, host: Host, error: Exception) -> None:
         host.stop(error)
 
+    def _misfit(self, tp: TP, host: Host, error: StateError) -> None:
+        """The log begins after what the state has seen. A snapshot may reach it: only when those could be read and do
+        not, must the operator look for another."""
+        if not host.snapshots_unread:
+            self._stop(host, error)
+            return
+        pause_s = _longer_s(host)
+        log.error(
+            "%s[%d] waits for its snapshots and looks again in %.0f s; they cannot be read: %s; and without them: %s",
+            *host.tp,
+            pause_s,
+            host.snapshots_unread,
+            error,
+        )
+        self._again(tp, host, pause_s=pause_s)
+        host.failure = f"waits for snapshots, which cannot be read: {host.snapshots_unread}; without them: {error}"
+
     def _failed(self, tp: TP, host: Host, error: Exception) -> None:
         """A damaged store is rebuilt, a full disk waited for; with a stuck one the process ends. Else: again from the
         checkpoint, a record at a time; or, if the record is named, when it is skipped."""
@@ -479,10 +559,21 @@ class Worker:
         elif damage is not None or not isinstance(error, (StepFailed, Unreadable)):
             self._stop(host, damage or error)
         elif host.failed(error):
-            self._tell_stopped(host)
+            self._stopped(tp, host)
         else:
             log.error("%s[%d]: %s: again from the checkpoint, a record at a time", *host.tp, error)
             self._again(tp, host)
+
+    def _stopped(self, tp: TP, host: Host) -> None:
+        """It stands before a record. An operator may have skipped that one already, when another had stopped there, or
+        this worker before its last start; else it is told that the partition has stopped."""
+        runner, offset = host.runner, host.stopped_at
+        skipped = self.control_log.skips(host.journal.topic_id, host.tp.partition)
+        if runner is not None and offset in skipped and offset not in runner.skips:
+            log.warning("%s[%d]@%d has been skipped by an operator", *host.tp, offset)
+            self._again(tp, host)
+        else:
+            self._tell_stopped(host)
 
     def _tell_stopped(self, host: Host) -> None:
         """On record in `control`: only after that does an operator's skip of this record count."""
@@ -503,24 +594,46 @@ class Worker:
         self._again(tp, host, discard)
 
     def _out_of_room(self, tp: TP, host: Host, error: StoreFull) -> None:
-        """RocksDB takes no writes after a failed one until it is opened again; before that there must be room."""
-        if not self.disk_full:
+        """RocksDB takes no writes after a failed one until it is opened again; before that there must be room.
+
+        Where opening failed, it is tried less and less often: not every lack of room (a quota) shows in the bytes that
+        are free."""
+        if host.status is Status.CLOSED:
+            return
+        if host.restore_bytes:
+            log.critical("DISK FULL: %s[%d] is not restored until there is room: %s", *host.tp, error)
+        elif not self.disk_full:
             log.critical("DISK FULL: nothing is acknowledged until there is room: %s", error)
-        self.disk_full = True
-        self._again(tp, host, wait_for_room=True)
+        self.disk_full = host.full = True
+        pause_s = _longer_s(host) if host.status is Status.OPENING else 0.0
+        self._again(tp, host, wait_for_room=True, pause_s=pause_s)
+        host.failure = f"waits for room on the disk: {error}"
 
     def _again(
-        self, tp: TP, host: Host, between: Callable[[], None] | None = None, *, wait_for_room: bool = False
+        self,
+        tp: TP,
+        host: Host,
+        between: Callable[[], None] | None = None,
+        *,
+        wait_for_room: bool = False,
+        pause_s: float = 0.0,
     ) -> None:
-        """Open the partition again, from its last checkpoint."""
+        """Open the partition again, from its last checkpoint, after `pause_s`."""
         self.membership.fetcher.stop(tp)
         if host.status is Status.CLOSED:
             return
         host.status = Status.OPENING
-        self._spawn(self._reopen(tp, host, between, wait_for_room=wait_for_room))
+        host.failure = ""
+        self._spawn(self._reopen(tp, host, between, wait_for_room=wait_for_room, pause_s=pause_s))
 
     async def _reopen(
-        self, tp: TP, host: Host, between: Callable[[], None] | None = None, *, wait_for_room: bool = False
+        self,
+        tp: TP,
+        host: Host,
+        between: Callable[[], None] | None = None,
+        *,
+        wait_for_room: bool = False,
+        pause_s: float = 0.0,
     ) -> None:
         try:
             async with self._directories[tp]:
@@ -532,16 +645,19 @@ class Worker:
         except Exception as error:
             self.membership.fail(error)
             return
+        await asyncio.sleep(pause_s)
         while wait_for_room and self.hosts.get(tp) is host and not self._has_room(host):
             await asyncio.sleep(FULL_RETRY_S)
         await self._open(tp, host)
 
     def _has_room(self, host: Host) -> bool:
-        """Whether a checkpoint's worth of bytes would fit."""
+        """Whether a checkpoint's worth of bytes would fit, or the snapshot that did not."""
         try:
-            return shutil.disk_usage(host.directory.parent).free >= FULL_ROOM_BYTES
+            if host.restore_bytes:
+                return not self._room.missing_bytes(host.restore_bytes)
+            return self._room.free_bytes() >= FULL_ROOM_BYTES
         except OSError as error:
-            log.error("%s: %s", host.directory, error)
+            log.error("%s[%d] waits for room: %s", *host.tp, error)
             return False
 
     def _skip_arrived(self, topic_id: bytes, partition: int, offset: int) -> None:
@@ -623,7 +739,7 @@ class Worker:
             if point is not None:
                 host.committed_offset = point[0]
                 host.settled_steps = host.begun_steps
-        self.disk_full = self.disk_full and any(host.status is Status.OPENING for host in self.hosts.values())
+        self.disk_full = self.disk_full and any(host.full for host in self.hosts.values())
         self.checkpoints += 1
         self.checkpoint_seconds.append(time.monotonic() - began_s)
         del self.checkpoint_seconds[:-1000]
@@ -689,11 +805,11 @@ class Worker:
                         self._stop(host, error)
                 elif host.status is Status.STOPPED:
                     log.error("%s[%d] is STOPPED: %s", *host.tp, host.failure)
-                    self._tell_stopped(host)
+                    self._stopped(tp, host)
             if self.disk_full:
                 log.error("DISK FULL: there is no room below %s", self.settings.state_dir)
-            if self.snapshot_failing:
-                log.error("snapshots fail: %s", self.snapshot_failing)
+            for name, why in sorted(self.snapshots_failing.items()):
+                log.error("%s[%d]: snapshots fail: %s", *name, why)
 
     async def _ticks(self) -> None:
         last_s, ticked_at = time.monotonic(), -1
@@ -753,10 +869,11 @@ class Worker:
                     continue
                 try:
                     await self._snapshot(host, url)
-                    self.snapshot_failing = ""
+                    self.snapshots_failing.pop(host.tp, None)
                 except (SnapshotError, StoreError) as error:
                     log.error("no snapshot of %s[%d]: %s", *host.tp, error)
-                    self.snapshot_failing = str(error)
+                    if host.status is Status.RUNNING:  # else another has it by now, and its snapshots are its own
+                        self.snapshots_failing[host.tp] = str(error)
 
     async def _snapshot(self, host: Host, url: str) -> None:
         """A frozen copy is taken between two writes; it is uploaded beside the work."""
@@ -799,10 +916,11 @@ class Worker:
         except TimeoutError as error:
             raise SnapshotUnavailable(f"{self.settings.snapshot_url}: no answer within {s_max} s") from error
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _guarded(self, work: Any) -> None:
         """An unexpected error in a timer ends the process."""

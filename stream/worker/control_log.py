@@ -91,10 +91,6 @@ class ControlLog:
 
     _control_name = "control"
 
-    @property
-    def initialised(self) -> bool:
-        return bool(self._starts)
-
     def close(self) -> None:
         self._closing.set()
         if self._thread is not None:

@@ -20,9 +20,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from stream.stages.stage import Record
+from stream.worker.leaders import idle_s
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,9 @@ LOG_EVERY_S = 5.0
 LOOK_EVERY_S = 1.0
 UNKNOWN_TOPIC_S = 10.0  # nothing came of a partition for so long, not even its end
 ASK_S = 2.0
+STATISTICS_EVERY_S = 5.0
+LEADER_SILENT_S_MAX = 20.0  # an election takes a few seconds; beyond this somebody must look
+assert LEADER_SILENT_S_MAX > 3 * STATISTICS_EVERY_S, "a leader that talks must not seem silent between two looks"
 _new = tuple.__new__
 
 # What a partition cannot recover from by waiting. Everything else librdkafka retries by itself.
@@ -168,9 +173,10 @@ class Fetcher:
         self._ends: dict[TP, int] = {}
         self._delivered: dict[TP, int] = {}
         self._marks: dict[TP, tuple[int, int]] = {}
+        self._words: dict[TP, float] = {}  # when its leader was last heard, by `_listened_s`
         self._unheard: dict[TP, float] = {}  # started, and neither a record nor an end came: when to ask why
         self._looked_at = 0.0
-        options = {**librdkafka_options(settings), "error_cb": self._client_error}
+        options = {**librdkafka_options(settings), "error_cb": self._client_error, "stats_cb": self._statistics}
         self._consumer = Consumer(options, logger=_quiet_logger())
         self._thread = threading.Thread(target=self._run, name="fetch", daemon=True)
 
@@ -217,18 +223,28 @@ class Fetcher:
         """
         return self._ends.get(tp)
 
-    def lag(self, tp: TP, next_offset: int) -> int | None:
-        """How many records of the log are not applied yet, if `next_offset` is the next to be; None: not known yet.
+    def leader_silent_s(self, tp: TP) -> float | None:
+        """Since the leader of `tp` last said anything to us, or since `start` if it never has; None: not read here.
 
+        Up to `STATISTICS_EVERY_S` + `fetch_wait_ms` of a leader that talks. Time in which fetching waits for room is
+        not counted: nothing is asked for then.
+        """
+        word_s = self._words.get(tp)
+        return None if word_s is None else max(0.0, self._listened_s() - word_s)
+
+    def lag(self, tp: TP, next_offset: int) -> int | None:
+        """How many records of the log are not applied yet, if `next_offset` is the next to be.
+
+        None: not known yet; or we had all of it when its leader was last heard, and that is too long ago.
         A transaction's markers behind the last record are not counted; those before it are, until it is applied.
         """
         marks = self._marks.get(tp)
         if marks is None:
             return None
         end = self._ends.get(tp)
-        if end is not None and end >= marks[1] and next_offset >= self._delivered.get(tp, 0):
-            return 0
-        return max(0, marks[1] - next_offset)
+        at_end = end is not None and end >= marks[1] and next_offset >= self._delivered.get(tp, 0)
+        lag = 0 if at_end else max(0, marks[1] - next_offset)
+        return None if not lag and (self.leader_silent_s(tp) or 0.0) > LEADER_SILENT_S_MAX else lag
 
     def stats(self) -> FetchStats:
         """Counters since the start."""
@@ -335,6 +351,8 @@ class Fetcher:
                     self._delivered.pop(tp, None)
                     self._marks.pop(tp, None)
                     self._unheard.pop(tp, None)
+                    if what == "stop":
+                        self._words.pop(tp, None)
                 with self._lock:
                     self._muted[tp] -= 1
                     if not self._muted[tp]:
@@ -344,6 +362,7 @@ class Fetcher:
                     self._epochs[tp] = epoch
                     self._stages[tp] = self._stage_of(tp.topic)
                     self._unheard[tp] = time.monotonic() + UNKNOWN_TOPIC_S
+                    self._words.setdefault(tp, self._listened_s())
                     self._consumer.incremental_assign([TopicPartition(tp.topic, tp.partition, offset)])
             elif tp in self._epochs:
                 if what == "pause" and tp not in self._paused:
@@ -352,6 +371,24 @@ class Fetcher:
                 elif what == "resume" and tp in self._paused:
                     self._paused.discard(tp)
                     self._consumer.resume([here])
+
+    def _listened_s(self) -> float:
+        """A clock that stands while fetching waits for room."""
+        return time.monotonic() - self._blocked_s
+
+    def _statistics(self, statistics: str) -> None:
+        """Called by `poll`, so in our thread."""
+        now = self._listened_s()
+        try:
+            idle = idle_s(statistics)
+        except msgspec.DecodeError as error:  # payments do not stop for it; leaders seem silent, and that is told
+            log.error("librdkafka's statistics cannot be read. Programmer: is it another version? %s", error)
+            return
+        for tp, word in self._words.items():
+            # Of a paused one nothing is asked. What waited here while there was no room is of then, so never back.
+            silent = 0.0 if tp in self._paused else idle.get(tp)
+            if silent is not None:
+                self._words[tp] = max(word, now - silent)
 
     def _look_around(self) -> None:
         now = time.monotonic()
@@ -503,6 +540,7 @@ def librdkafka_options(settings: FetchSettings) -> dict[str, str | int | bool]:
         "auto.offset.reset": "error",
         "isolation.level": "read_committed",
         "enable.partition.eof": True,
+        "statistics.interval.ms": int(STATISTICS_EVERY_S * 1000),
         "check.crcs": True,
         "fetch.min.bytes": settings.fetch_min_bytes,
         "fetch.wait.max.ms": settings.fetch_wait_ms,

@@ -5,6 +5,8 @@ opening ──► running ──► closed            stopped: `apply` failed; w
    ├─ failed ──┼──► careful (from the checkpoint, a record at a time, to name the record) ──► stopped
    ├─ corrupt ─┤    the store is set aside, and rebuilt from a snapshot and the journal
    └─ full ────┘    waits for room on the disk, then from the checkpoint
+
+A partition whose state the log does not reach any more waits, too, while its snapshots cannot be read: in `opening`.
 """
 
 import asyncio
@@ -53,7 +55,11 @@ class Host:
         self.journal = journal
         self.directory = directory
         self.status = Status.OPENING
-        self.failure: str = ""
+        self.failure: str = ""  # why it is stopped, or what its opening waits for
+        self.full = False  # it waits for room on the disk:
+        self.restore_bytes = 0  # for a snapshot of this size, or, at 0, for a checkpoint
+        self.snapshots_unread = ""  # why they could not be read when it was opened last
+        self.pause_s = 0.0  # before it was opened last
         self.careful_until = -1
         self.snapshot_below: int | None = None
         self.epoch = 0
@@ -115,10 +121,10 @@ class Host:
             self.close()
             shutil.rmtree(self.directory, ignore_errors=True)
             fetched.rename(self.directory)
+            self.store_came_from = offset
         finally:
             shutil.rmtree(fetched, ignore_errors=True)
         self.store = RocksStore.open(self.directory, memory=self._memory)
-        self.store_came_from = offset
 
     @staticmethod
     def _next_offset(store: RocksStore) -> int | None:

@@ -134,6 +134,7 @@ class Membership:
         self._highest: dict[TP, int] = {}  # committed by us, of what we own
         self._ticket: tuple[str, int] | None = None  # member id and generation under which `_owned` is held
         self._joining = False
+        self._confirmed_s: float | None = None  # when the coordinator last said that we are a member
         self._held = False
         self._held_since_s = 0.0
         self._committing: asyncio.Lock | None = None
@@ -163,6 +164,25 @@ class Membership:
     def generation(self) -> int:
         """The group's generation under which `owned` is held; -1 if none."""
         return self._ticket[1] if self._ticket is not None else NO_GENERATION
+
+    @property
+    def unconfirmed_s(self) -> float | None:
+        """Since the group's coordinator last said that we are a member; None before the first time. From any thread."""
+        confirmed_s = self._confirmed_s
+        return None if confirmed_s is None else max(0.0, time.monotonic() - confirmed_s)
+
+    @property
+    def member(self) -> bool:
+        """Whether the group has us, as far as can be known here. From any thread.
+
+        A coordinator that says nothing for longer than the session timeout has given us up, or is gone itself.
+        While the group changes there are no heartbeats, and its answer may take for as long as it waits for others.
+        """
+        silent_s = self.unconfirmed_s
+        if self._ticket is None or silent_s is None:
+            return False
+        settings = self.settings
+        return silent_s <= settings.session_timeout_s + (settings.rebalance_s if self._joining else 0.0)
 
     @property
     def held(self) -> bool:
@@ -319,6 +339,10 @@ class Membership:
             # throw the membership away.
             async with self._committing:
                 self._joining = True
+
+    def confirmed(self) -> None:
+        """The coordinator has taken a heartbeat of ours, or given us partitions. Called in the consumer's thread."""
+        self._confirmed_s = time.monotonic()
 
     def assigned(self, tps: set[TP], member_id: str, generation: int) -> None:
         """The group has spoken. Heartbeats begin only after this returns, so the callbacks run in a task."""
@@ -522,10 +546,26 @@ class _NoFetcher:
 class _GroupMember(aiokafka.AIOKafkaConsumer):
     """aiokafka's consumer without its fetcher."""
 
+    confirmed: Callable[[], None]
+
     async def start(self) -> None:
         await super().start()
         await self._fetcher.close()
         self._fetcher = _NoFetcher()
+        self._listen()
+
+    def _listen(self) -> None:
+        """Has heartbeats that were taken told. aiokafka itself tries again for ever, and tells nobody but its log."""
+        group = self.group
+        beat: Callable[[], Awaitable[bool]] = group._do_heartbeat
+
+        async def told_beat() -> bool:
+            taken = await beat()
+            if taken:
+                self.confirmed()
+            return taken
+
+        group._do_heartbeat = told_beat  # of this one coordinator, before it has joined
 
     @property
     def group(self) -> Any:
@@ -568,7 +608,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         conf = self.app.conf
         settings = self.membership.settings
-        return _GroupMember(
+        member = _GroupMember(
             client_id=conf.broker_client_id,
             group_id=conf.id,
             # A list is documented; the default value, a string, is what the stub was made from.
@@ -587,6 +627,8 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
             metadata_max_age_ms=int(settings.metadata_age_s * 1000),
             **driver.credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context),
         )
+        member.confirmed = self.membership.confirmed
+        return member
 
     @property
     def member(self) -> _GroupMember:
@@ -606,6 +648,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
     async def on_partitions_assigned(self, assigned: set[Any], generation_id: int = 0) -> None:
         if not self.stopping:
             self.hurried = False
+            self.membership.confirmed()
             member_id, generation = self.member.ticket
             tps = {TP(tp.topic, tp.partition) for tp in assigned}
             self.parent_loop.call_soon_threadsafe(self.membership.assigned, tps, member_id, generation)

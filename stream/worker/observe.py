@@ -23,7 +23,7 @@ from stream.stages.control import ControlStage
 from stream.stages.learn import LearnStage
 from stream.stages.terminal import TerminalStage
 from stream.version import ENGINE_VERSION
-from stream.worker.fetch import TP
+from stream.worker.fetch import LEADER_SILENT_S_MAX, TP
 from stream.worker.host import Host, Status
 from topics.journal import FIRST_PREV
 
@@ -37,6 +37,7 @@ STUCK_S: Final = 20.0  # the event loop did not take its turn for so long
 ANSWER_S: Final = 2.0
 CHECKPOINT_BOUNDS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 WAITING: Final = "waiting"  # the group gave it to us, and nothing has begun
+SILENT: Final = "silent"  # it runs, and its leader says nothing
 assert STUCK_S < 60.0, "health must tell before the member leaves the group (MembershipSettings.stalled_s)"
 
 _ARRIVALS: Final = ("first", "repeat", "refused")
@@ -161,7 +162,7 @@ class Observer:
                     "is that sender's worker down?",
                     *host.tp,
                     GAP_ALARM_S,
-                    sender[0].hex(),
+                    self._topic_named(sender[0]),
                     sender[1],
                     after,
                 )
@@ -170,6 +171,11 @@ class Observer:
             self._gaps[tp] = still
         else:
             self._gaps.pop(tp, None)
+
+    def _topic_named(self, topic_id: bytes) -> str:
+        """A topic as operators know it; one that was deleted since has only its id."""
+        known = {of: topic for topic, of in self._worker.topology.ids.items()}
+        return known.get(topic_id) or f"topic id {topic_id.hex()}"
 
     # ---- health and readiness
 
@@ -204,28 +210,54 @@ class Observer:
 
     def _ready(self) -> tuple[bool, Shown]:
         membership = self._worker.membership
-        by_status: dict[str, list[str]] = {status: [] for status in (Status.OPENING.value, "stopped", WAITING)}
+        by_status: dict[str, list[str]] = {status: [] for status in (Status.OPENING.value, "stopped", WAITING, SILENT)}
         running = 0
         failures: dict[str, str] = {}
         for tp, status in self._statuses():
             name = f"{tp.topic}[{tp.partition}]"
             if status == Status.RUNNING.value:
-                running += 1
+                silent_s = self._leader_silent_s(tp) or 0.0
+                if silent_s > LEADER_SILENT_S_MAX:
+                    by_status[SILENT].append(name)
+                    failures[name] = (
+                        f"no word of its leader for {silent_s:.0f} s: what is sent to it is not seen here. Operator: "
+                        f"is that broker up, can this worker reach it, and have its credentials expired?"
+                    )
+                else:
+                    running += 1
                 continue
             by_status.setdefault(status, []).append(name)
-            if status == Status.STOPPED.value:
-                failures[name] = safe_text(self._worker.hosts[tp].failure)
-        member = membership.generation >= 0
-        good = member and not any(by_status.values())
+            host = self._worker.hosts.get(tp)
+            if host is not None and host.failure:
+                failures[name] = safe_text(host.failure)
+        good = membership.member and not any(by_status.values())
         return good, {
             "ready": good,
-            "status": "ok" if good else "restoring" if member else "not a member of the group yet",
+            "status": "ok" if good else self._why_not(by_status),
             "generation": membership.generation,
             "group_changing": not membership.settled,
             "running": running,
             **by_status,
             "failures": failures,
         }
+
+    def _why_not(self, by_status: Mapping[str, list[str]]) -> str:
+        membership = self._worker.membership
+        if membership.generation < 0:
+            return "not a member of the group yet"
+        if not membership.member:
+            return (
+                f"the group's coordinator has not confirmed this member for {membership.unconfirmed_s or 0.0:.0f} s, "
+                f"and others may have its partitions. Operator: are the brokers up, can this worker reach them, and "
+                f"have its credentials expired?"
+            )
+        return "leaders are silent" if by_status[SILENT] else "restoring"
+
+    def _leader_silent_s(self, tp: TP) -> float | None:
+        """None while it is not read, and when the consumer is not there yet."""
+        with contextlib.suppress(AssertionError):
+            return self._worker.membership.fetcher.leader_silent_s(tp)
+        return None
 
     def _statuses(self) -> list[tuple[TP, str]]:
         """How each partition stands that the group has given us, or that is still open here."""
@@ -288,6 +320,9 @@ class Observer:
             open_gaps = gaps.get(tp, {})
             yield Sample("prev_gaps_open", len(open_gaps), place)
             yield Sample("prev_gap_open_seconds", max((mono_s - at for _, at in open_gaps.values()), default=0), place)
+            silent_s = self._leader_silent_s(tp)
+            if silent_s is not None:
+                yield Sample("leader_silent_seconds", silent_s, place)
             host = self._worker.hosts.get(tp)
             if host is not None and host.runner is not None:
                 yield from self._lag(tp, host, host.runner, place, now_s)
@@ -358,10 +393,10 @@ class Observer:
             checkpoints = Distribution(CHECKPOINT_BOUNDS_S, list(self._checkpoint_counts), self._checkpoint_sum_s)
         yield Sample("checkpoint_duration_seconds", checkpoints)
         yield Sample("last_checkpoint_timestamp_seconds", self._checkpointed_at_s)
-        yield Sample("group_member", membership.generation >= 0)
+        yield Sample("group_member", membership.member)
         yield Sample("group_generation", membership.generation)
         yield Sample("disk_full", worker.disk_full)
-        yield Sample("snapshot_failing", bool(worker.snapshot_failing))
+        yield Sample("snapshot_failing", bool(worker.snapshots_failing))
         yield Sample("producer_queue_records", worker.producer.queued)
         yield Sample("producer_waits", worker.producer.waits)
         if self._loop is None:

@@ -35,7 +35,8 @@ from fsspec.core import url_to_fs  # pyright: ignore[reportUnknownVariableType]
 from fsspec.implementations.local import LocalFileSystem
 
 from stream.errors import FraudstreamError
-from stream.worker.store import RocksStore, StoreFull
+from stream.worker.room import Room
+from stream.worker.store import FULL_ERRNOS, RocksStore, StoreFull
 from topics.undecodable import UNDECODABLE
 
 T = TypeVar("T")
@@ -101,6 +102,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     created_ms: int
     files: list[SnapshotFile]
     meta: dict[str, str] = {}
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all its files: what a restore writes."""
+        return sum(file.size for file in self.files)
 
 
 # --- upload -----------------------------------------------------------------------------------------------------
@@ -277,35 +283,40 @@ def decode_manifest(body: bytes, sha256: str, stage: str, partition: int) -> Man
 # --- restore ----------------------------------------------------------------------------------------------------
 
 
-def restore(url: str, manifest: Manifest, directory: Path | str) -> None:
+def restore(url: str, manifest: Manifest, directory: Path | str, *, room: Room | None = None) -> None:
     """Make `directory`, which must not exist, from a snapshot; every file's SHA-256 is checked on the way.
 
-    Written beside it and renamed when whole, so a crash leaves no half store.
+    Written beside it and renamed when whole, so a crash leaves no half store. `room`: of the file system that
+    `directory` is on; with it nothing is written of a snapshot that does not fit.
     Raises `SnapshotTorn` (take the one before), `SnapshotUnavailable`, `StoreFull` (here), `FileExistsError`.
     """
     path = Path(directory)
     if path.exists():
         raise FileExistsError(errno.EEXIST, "a restore never overwrites a store: set it aside first", str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f"{path.name}.restoring-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(leftover, ignore_errors=True)  # before room is asked for: it may be in there
     place = _Place(url, manifest.stage, manifest.partition)
     making = path.with_name(f"{path.name}.restoring-{uuid.uuid4().hex}")
     try:
-        making.mkdir()
-        _each(lambda file: _fetch(place, file, making), manifest.files)
-        _sync_directory(making)
-        making.rename(path)
-        _sync_directory(path.parent)
+        with _promised(room, manifest.size_bytes) as wrote:
+            making.mkdir(parents=True)
+            _each(lambda file: _fetch(place, file, making, wrote), manifest.files)
+            _sync_directory(making)
+            making.rename(path)
+            _sync_directory(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL_ERRNOS:
             raise StoreFull(f"{path}: no room to restore a snapshot: {error}") from error
         raise
     finally:
         shutil.rmtree(making, ignore_errors=True)
 
 
-def _fetch(place: _Place, file: SnapshotFile, directory: Path) -> None:
+def _promised(room: Room | None, size_bytes: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    return contextlib.nullcontext(lambda _: None) if room is None else room.promised(size_bytes)
+
+
+def _fetch(place: _Place, file: SnapshotFile, directory: Path, wrote: Callable[[int], None]) -> None:
     digest = hashlib.sha256()
     size = 0
     chunks = iter((file.inline,)) if file.inline is not None else place.chunks(f"files/{file.sha256}")
@@ -316,6 +327,7 @@ def _fetch(place: _Place, file: SnapshotFile, directory: Path) -> None:
                 break
             digest.update(chunk)
             out.write(chunk)
+            wrote(len(chunk))
         out.flush()
         os.fsync(out.fileno())
     if size != file.size or digest.hexdigest() != file.sha256:

@@ -165,7 +165,12 @@ class RocksStore:
         Raises `StoreCorrupt`, `StoreFull`, or `StoreError` (permissions, another process has it open).
         """
         path = Path(directory)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in FULL_ERRNOS:
+                raise StoreFull(f"{path}: {error}") from error
+            raise
         try:
             _write_rocksdict_config(path)
             options = _options(memory or StoreMemory())
@@ -380,8 +385,13 @@ def _write_rocksdict_config(directory: Path) -> None:
 
 
 def _close(db: Rdict) -> None:
-    # rocksdict flushes the memtable first and reports what hinders it: a bad block that a compaction met, a full
-    # disk. The handle is gone all the same, and the log still holds what was not flushed.
+    # rocksdict would flush the memtable first, and a flush waits for compactions, of other stores as well: seconds that
+    # a worker which leaves does not have. The log holds what was not flushed, so the flush is refused; `close` reports
+    # that, or what else is wrong (a bad block, a full disk), and the handle is gone all the same.
+    with contextlib.suppress(Exception):
+        db.flush_wal(True)  # after a stop in order, the machine may lose its power as well
+    with contextlib.suppress(Exception):
+        db.cancel_all_background(True)
     with contextlib.suppress(Exception):
         db.close()
 
@@ -429,6 +439,9 @@ def _last_batch(db: Rdict, directory: Path) -> int:
 
 # --- names for what goes wrong ----------------------------------------------------------------------------------
 
+FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Of an `OSError` that means: no room, for us."""
+
 _FULL_WORDS = ("no space left", "file too large", "disk quota exceeded", "space limit")
 
 
@@ -444,9 +457,7 @@ def _named(error: Exception, directory: Path, *, opening: bool) -> StoreError:
     lower = text.lower()
     if isinstance(error, DbClosedError):
         return StoreClosed(f"{directory}: closed")
-    if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)) or any(
-        word in lower for word in _FULL_WORDS
-    ):
+    if (isinstance(error, OSError) and error.errno in FULL_ERRNOS) or any(word in lower for word in _FULL_WORDS):
         return StoreFull(f"{directory}: {text}")
     if "permission denied" in lower or "lock file" in lower or "lock hold" in lower or "too many open files" in lower:
         return StoreError(f"{directory}: {text}")
@@ -480,7 +491,10 @@ class InstanceLock:
 
 
 def instance_lock(directory: Path | str) -> InstanceLock:
-    """Make `directory` and lock it for this process. Raises `InstanceLocked`, naming the owner's pid."""
+    """Make `directory` and lock it for this process. Raises `InstanceLocked`, naming the owner's pid.
+
+    On a full disk the pid is missing; the lock is had all the same.
+    """
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path / "instance.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -495,7 +509,12 @@ def instance_lock(directory: Path | str) -> InstanceLock:
             f"{path} belongs to the running process {owner}. Stop it, or give this worker a directory of its own"
         ) from error
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    try:
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        if error.errno not in FULL_ERRNOS:
+            os.close(descriptor)
+            raise
     return InstanceLock(descriptor, path)
 
 

@@ -168,6 +168,7 @@ def test_snapshots_carry_the_state_to_another_disk(road: Road) -> None:
     road.send([(b"k", payment(n)) for n in range(150, 260)])
     road.until(310)
     assert "restoring the snapshot" in road.worker.log.read_text()
+    assert "no snapshots are taken" not in road.worker.log.read_text()
     found = reconcile(road.client, road.prefix)
     assert (found.payments, found.missing, found.conflicting) == (310, 0, 0)
 
@@ -208,4 +209,5 @@ def test_sigterm_ends_in_ten_seconds_with_a_checkpoint(road: Road) -> None:
     road.worker.until_ready()
     log = road.worker.log.read_text()
     assert "from offset" in log
+    assert log.count("no snapshots are taken") == 1
     assert reconcile(road.client, road.prefix).repeated == 0, "nothing is answered again after an orderly end"

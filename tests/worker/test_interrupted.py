@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import resource
 import socket
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,15 +14,17 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from stream.errors import StateError
+from stream.runner.errors import StepFailed
 from stream.runner.partition import no_crash
 from stream.stages.stage import Journal, Record
 from stream.stages.wiring import Partitions, build_stage
 from stream.worker import app
 from stream.worker.app import Worker
-from stream.worker.fetch import TP, Fetcher, FetchSettings
+from stream.worker.fetch import TP, Fetcher, FetchError, FetchSettings
 from stream.worker.host import Host, Status
 from stream.worker.membership import MembershipSettings, create_app
 from stream.worker.patience import Patience
+from stream.worker.room import Room
 from stream.worker.snapshots import SnapshotUnavailable
 from stream.worker.store import RocksStore, StoreMemory, StoreStuck
 from stream.worker.uninterrupted import to_its_end
@@ -59,9 +63,13 @@ def _worker(**parts: object) -> Worker:
     worker = object.__new__(Worker)
     worker._crash = no_crash
     worker._tasks = set()
+    worker._timers = []
+    worker.membership = SimpleNamespace(leaving=False, fetcher=SimpleNamespace(stop=lambda _: None))
+    worker.snapshots_failing = {}
     worker._disk = ThreadPoolExecutor(app.DISK_THREADS)
     worker._store_calls = Patience(app.STORE_CALLS_MAX)
     worker._restores = Patience(app.RESTORES_MAX)
+    worker._room = Room(Path(tempfile.gettempdir()))
     worker.hosts = {}
     worker.settings = SimpleNamespace(prefix="")
     for name, part in parts.items():
@@ -184,6 +192,82 @@ def test_a_store_that_is_stuck_ends_the_process_and_stops_no_partition_for_good(
     asyncio.run(scenario())
 
 
+def test_a_skip_that_came_while_the_partition_was_opened_again_counts_when_it_stops(tmp_path):
+    """The skips are read when a partition opens; one that comes between that and the record was never acted on."""
+
+    async def scenario() -> None:
+        host = _running(tmp_path / "0")
+        skipped: set[int] = set()
+        told: list[Host] = []
+        worker = _worker(control_log=SimpleNamespace(skips=lambda *_: skipped))
+        worker._reopen = lambda *_, **__: asyncio.sleep(0)
+        worker._tell_stopped = told.append
+        worker.hosts[AT] = host
+        failure = StepFailed(host.journal, 7, 7, ArithmeticError("a bug"))
+        skipped.add(7)
+        worker._go_on(host.journal.topic_id, 0, 7)  # the operator's word: it does not stand there yet
+        assert host.status is Status.RUNNING
+        worker._failed(AT, host, failure)
+        assert host.status is Status.OPENING
+        assert told == []
+
+        host.status = Status.RUNNING
+        assert host.runner is not None
+        host.runner.skips.add(7)  # it was opened with that skip, and stands there all the same
+        worker._failed(AT, host, failure)
+        assert host.status is Status.STOPPED
+        assert told == [host]
+        host.close()
+
+    asyncio.run(scenario())
+
+
+def test_who_leaves_ends_its_timers(tmp_path):
+    """What is still on the loop is waited for, for a second of the nine that leaving may take."""
+
+    async def scenario() -> None:
+        worker = _worker(_directories={AT: asyncio.Lock()})
+        worker.membership = SimpleNamespace(leaving=True)
+        worker.hosts[AT] = _running(tmp_path / "0")
+        worker._timers.append(worker._spawn(asyncio.sleep(3600)))
+        await worker._revoked({AT})
+        await _until(lambda: not worker._tasks)
+
+    asyncio.run(scenario())
+
+
+def test_snapshots_of_one_partition_that_fail_are_told_until_they_do_not(tmp_path, monkeypatch):
+    """The next partition that could store its own used to take the complaint away."""
+
+    async def scenario() -> None:
+        hosts = [_running(tmp_path / str(i)) for i in range(2)]
+        hosts[1].tp = other = TP("account-journal", 1)
+        for host in hosts:
+            host.written_offset = 1
+        worker = _worker(settings=SimpleNamespace(prefix="", snapshot_url="file:///x", snapshot_every_s=0.01))
+        worker.hosts = {host.tp: host for host in hosts}
+        failing = {AT}
+        stored: list[TP] = []
+
+        async def snapshot(host: Host, _url: str) -> None:
+            if host.tp in failing:
+                raise SnapshotUnavailable("no rights")
+            stored.append(host.tp)
+
+        worker._snapshot = snapshot
+        snapshots = asyncio.create_task(worker._snapshots())
+        await _until(lambda: len(stored) >= 2)
+        assert worker.snapshots_failing == {AT: "no rights"}
+        failing.clear()
+        await _until(lambda: AT in stored and not worker.snapshots_failing)
+        assert other in stored
+        snapshots.cancel()
+        for host in hosts:
+            host.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_partition_taken_away_is_closed_also_when_another_opening_has_its_directory(tmp_path):
     async def scenario() -> None:
         host = _running(tmp_path / "0")
@@ -193,6 +277,31 @@ def test_a_partition_taken_away_is_closed_also_when_another_opening_has_its_dire
             await worker._revoked({AT})
         await _until(lambda: not worker._tasks)
         RocksStore.open(tmp_path / "0").close()  # nobody has it open
+
+    asyncio.run(scenario())
+
+
+def test_all_partitions_that_leave_are_out_of_work_before_the_first_is_closed(tmp_path):
+    """Else snapshots of the later ones are begun meanwhile, and whoever leaves waits for their flushes, too."""
+
+    async def scenario() -> None:
+        both = [AT, TP("account-journal", 1)]
+        worker = _worker(_directories={tp: asyncio.Lock() for tp in both})
+        worker.hosts = hosts = {tp: _running(tmp_path / str(tp.partition)) for tp in both}
+        worked: list[bool] = []
+
+        def watched(close):
+            def closing() -> None:
+                worked.append(any(host.status is Status.RUNNING for host in hosts.values()))
+                close()
+
+            return closing
+
+        for host in hosts.values():
+            host.close = watched(host.close)
+        hosts = dict(hosts)
+        await worker._revoked(set(both))
+        assert worked == [False, False]
 
     asyncio.run(scenario())
 
@@ -305,9 +414,9 @@ def test_a_snapshot_store_that_never_answers_is_one_that_cannot_be_reached(tmp_p
 
     async def scenario(url: str) -> None:
         host = _running(tmp_path / "0")
-        worker = _worker(settings=SimpleNamespace(prefix="", snapshot_url=url), snapshot_failing="")
+        worker = _worker(settings=SimpleNamespace(prefix="", snapshot_url=url), snapshots_failing={})
         await worker._restore_snapshot(host, 1)
-        assert "no answer within 0.2 s" in worker.snapshot_failing
+        assert "no answer within 0.2 s" in worker.snapshots_failing[AT]
         assert "local state is used" in caplog.text
         with pytest.raises(SnapshotUnavailable, match="no answer within"):
             await worker._snapshot(host, url)
@@ -392,3 +501,33 @@ def test_a_silent_partition_is_given_up_only_if_its_topic_is_gone(code, lasting)
     loop.close()
     assert [error.cause for error in told] == ["unknown_topic"] * lasting
     assert fetcher.stats().transient_errors.get("LEADER_NOT_AVAILABLE", 0) == (not lasting)
+
+
+def test_a_worker_may_open_as_many_files_as_the_system_allows():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        app._allow_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(
+    ("cause", "advice"),
+    [
+        ("offset_out_of_range", "restore this partition's state directory or a snapshot"),
+        ("unknown_topic", "look on the brokers"),
+        ("not_authorised", "fraud topics acls"),
+        ("broken", "start this worker again"),
+    ],
+)
+def test_a_partition_that_cannot_be_read_stops_and_says_who_does_what(tmp_path, cause, advice):
+    host = _running(tmp_path / "0")
+    worker = _worker(hosts={AT: host})
+    worker._fetch_error(FetchError(AT, host.epoch + 1, cause, "of a fetch before"))
+    assert host.status is Status.RUNNING
+    worker._fetch_error(FetchError(AT, host.epoch, cause, "so it is"))
+    assert host.status is Status.STOPPED
+    assert f"cannot read account-journal[0]: {cause}: so it is. Operator: " in host.failure
+    assert advice in host.failure

@@ -91,4 +91,9 @@ def test_aiokafka_is_as_expected() -> None:
     # `assignment`, which we pass as None, is not used.
     assert commit.count("assignment") == 1
     assert "_last_fetch_ended" in inspect.getsource(SubscriptionState.fetcher_idle_time.fget)  # type: ignore[arg-type]
+    # Heartbeats go through what we put in its place, and True says that we are a member.
+    assert "success = await self._do_heartbeat()" in inspect.getsource(GroupCoordinator._heartbeat_routine)
+    beat = inspect.getsource(GroupCoordinator._do_heartbeat)
+    assert beat.count("return True") == 2
+    assert beat.index("error_type is Errors.NoError") < beat.index("return True")
     assert "self._fetcher = Fetcher(" in inspect.getsource(AIOKafkaConsumer.start)

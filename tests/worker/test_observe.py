@@ -9,7 +9,7 @@ import pytest
 
 from stream.stages.account import AccountStage
 from stream.worker import observe
-from stream.worker.fetch import TP
+from stream.worker.fetch import LEADER_SILENT_S_MAX, TP
 from stream.worker.host import Status
 from stream.worker.observe import GAP_ALARM_S, Observer
 
@@ -50,12 +50,15 @@ def _worker(runner: SimpleNamespace) -> SimpleNamespace:
     return SimpleNamespace(
         hosts={AT: host},
         settings=SimpleNamespace(prefix=""),
+        topology=SimpleNamespace(ids={"payments": SENDER[0]}),
         membership=SimpleNamespace(
             failure=None,
             generation=4,
+            member=True,
+            unconfirmed_s=0.5,
             settled=True,
             owned=frozenset({AT}),
-            fetcher=SimpleNamespace(lag=lambda *_: 0, stats=lambda: SimpleNamespace(
+            fetcher=SimpleNamespace(lag=lambda *_: 0, leader_silent_s=lambda _: 0.5, stats=lambda: SimpleNamespace(
                 records=0, blocked_s=0.0, transient_errors={})),
         ),
         checkpoints=0,
@@ -63,7 +66,7 @@ def _worker(runner: SimpleNamespace) -> SimpleNamespace:
         latency_counts=SimpleNamespace(tolist=lambda: [0, 0]),
         latency_sum_s=0.0,
         disk_full=False,
-        snapshot_failing="",
+        snapshots_failing={},
         producer=SimpleNamespace(queued=0, waits=0),
     )  # fmt: skip
 
@@ -96,7 +99,7 @@ def test_gap_alarms_once_when_it_has_been_open_too_long(clock, caplog):
     for _ in range(3):
         _look(observer)
     assert [record.levelno for record in caplog.records] == [logging.CRITICAL]
-    assert "item (7, 1)" in caplog.text
+    assert "nothing of sender payments[3] after item (7, 1) is applied" in caplog.text
     runner.open_gaps.clear()
     _look(observer)
     assert _value(observer, "prev_gap_open_seconds") == 0 == _value(observer, "prev_gaps_open")
@@ -144,12 +147,48 @@ def test_not_ready_while_a_partition_is(clock, status):
     good, shown = observer._ready()
     assert not good
     assert shown[status.value] == ["account-journal[0]"]
+    assert not shown["failures"]
+    worker.hosts[AT].failure = "waits for room on the disk"
+    assert observer._ready()[1]["failures"] == {"account-journal[0]": "waits for room on the disk"}
     worker.hosts.clear()
     assert observer._ready()[1]["waiting"] == ["account-journal[0]"]
     worker.membership.owned = frozenset()
     assert observer._ready()[0]  # more workers than partitions: this one stands by
-    worker.membership.generation = -1
-    assert not observer._ready()[0]
+    worker.membership.generation, worker.membership.member = -1, False
+    good, shown = observer._ready()
+    assert (good, shown["status"]) == (False, "not a member of the group yet")
+
+
+def test_not_ready_when_the_coordinator_has_not_confirmed_us_for_too_long_and_says_who_must_look(clock):
+    worker = _worker(_runner())
+    observer = _observer(worker)
+    worker.membership.member, worker.membership.unconfirmed_s = False, 10.4
+    good, shown = observer._ready()
+    assert not good
+    assert "not confirmed this member for 10 s" in shown["status"]
+    assert "Operator" in shown["status"]
+    assert shown["running"] == 1  # it goes on with what it has
+    assert not _value(observer, "group_member")
+
+
+def test_not_ready_while_a_leader_is_silent_and_names_its_partition(clock):
+    worker = _worker(_runner())
+    observer = _observer(worker)
+    fetcher = worker.membership.fetcher
+    fetcher.leader_silent_s = lambda tp: LEADER_SILENT_S_MAX
+    assert observer._ready()[0]
+    fetcher.leader_silent_s = lambda tp: LEADER_SILENT_S_MAX + 1
+    good, shown = observer._ready()
+    assert (good, shown["status"], shown["silent"], shown["running"]) == (
+        False, "leaders are silent", ["account-journal[0]"], 0
+    )  # fmt: skip
+    assert "for 21 s" in shown["failures"]["account-journal[0]"]
+    assert "Operator" in shown["failures"]["account-journal[0]"]
+    assert _value(observer, "leader_silent_seconds") == LEADER_SILENT_S_MAX + 1
+    worker.hosts[AT].status = Status.STOPPED  # nothing is read of it: it is not the leader's fault
+    fetcher.leader_silent_s = lambda tp: None
+    assert observer._ready()[1]["silent"] == []
+    assert not [sample for sample in observer.gather() if sample.name == "leader_silent_seconds"]
 
 
 def test_every_checkpoint_is_in_the_histogram_once(clock):

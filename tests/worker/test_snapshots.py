@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.stages.state import HIGHEST
+from stream.worker import room as room_module
 from stream.worker import snapshots
+from stream.worker.room import Room
 from stream.worker.snapshots import (
     DAY_MS,
     GRACE_MS,
@@ -25,7 +27,7 @@ from stream.worker.snapshots import (
     upload,
     whole,
 )
-from stream.worker.store import RocksStore, StoreCorrupt, StoreMemory
+from stream.worker.store import RocksStore, StoreCorrupt, StoreFull, StoreMemory
 
 NOW_MS = 1_800_000_000_000
 TOPIC = "0b" * 16
@@ -146,6 +148,21 @@ def test_a_flipped_byte_in_a_file_is_found_by_the_restore(tmp_path: Path, url: s
         restore(url, second, tmp_path / "restored")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "snapshots"]
     assert state_of(url, first, tmp_path / "restored")[b"at"] == b"1"
+
+
+def test_a_restore_that_does_not_fit_writes_nothing(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch):
+    with opened(tmp_path / "s") as store:
+        put(store, 1)
+        made = take(store, url, 10)
+    room = Room(tmp_path)
+    (tmp_path / "r.restoring-dead").mkdir()  # of a process that died: goes before room is asked for
+    monkeypatch.setattr(room_module, "RESERVE_BYTES", 1 << 60)
+    with pytest.raises(StoreFull, match=f"a snapshot of {made.size_bytes} bytes"):
+        restore(url, made, tmp_path / "r", room=room)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "snapshots"]
+    monkeypatch.setattr(room_module, "RESERVE_BYTES", 0)
+    restore(url, made, tmp_path / "r", room=room)
+    assert sum(path.stat().st_size for path in (tmp_path / "r").iterdir()) == made.size_bytes
 
 
 def test_a_restore_never_overwrites(tmp_path: Path, url: str):

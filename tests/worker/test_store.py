@@ -1,3 +1,4 @@
+import contextlib
 import os
 import random
 import shutil
@@ -322,6 +323,28 @@ def test_full_disk_has_a_name_and_ends_when_there_is_room(tiny: Path):
         assert again.get_many([b"more"]) == [b"x" * 200_000]
 
 
+def test_a_disk_without_room_for_a_directory_is_full(tiny: Path):
+    """It was a raw `OSError`, which ends the process."""
+    subprocess.run(["mount", "-o", "remount,nr_inodes=3", str(tiny)], check=True)
+    (tiny / "account-journal").mkdir()
+    (tiny / "ballast").write_bytes(b"")
+    with pytest.raises(StoreFull, match="No space left"):
+        opened(tiny / "account-journal" / "0")
+    (tiny / "ballast").unlink()
+    with pytest.raises(StoreFull):  # a directory, and nothing in it
+        opened(tiny / "account-journal" / "0")
+
+
+def test_a_full_disk_keeps_no_worker_from_its_instance_directory(tiny: Path):
+    instance_lock(tiny).close()
+    (tiny / "instance.lock").write_bytes(b"")
+    with contextlib.suppress(OSError), open(tiny / "ballast", "wb", buffering=0) as out:
+        while True:
+            out.write(bytes(4096))
+    with instance_lock(tiny), pytest.raises(InstanceLocked, match="unknown"):
+        instance_lock(tiny)
+
+
 LIMITED = """
 import resource, signal, sys
 from stream.worker.store import RocksStore, StoreFull
@@ -347,6 +370,16 @@ def test_file_size_limit_counts_as_full(tmp_path: Path):
 
 
 # --- the rest ---------------------------------------------------------------------------------------------------
+
+
+def test_a_store_closes_without_a_flush_that_might_have_to_wait(tmp_path: Path):
+    """A flush waits for compactions of any store of the process: a worker was still leaving after nine seconds."""
+    store = RocksStore.open(tmp_path / "s", memory=StoreMemory())
+    store.write_changes(Changes([], {b"k%04d" % i: b"v" * 100 for i in range(5000)}), sync=False)
+    store.close()
+    assert not list((tmp_path / "s").glob("*.sst"))
+    with RocksStore.open(tmp_path / "s", memory=StoreMemory()) as again:
+        assert again.get_many([b"k0000", b"k4999"]) == [b"v" * 100] * 2
 
 
 def test_a_store_that_is_closed_while_a_checkpoint_is_taken_can_be_opened_at_once(tmp_path: Path):
