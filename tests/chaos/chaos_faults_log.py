@@ -295,7 +295,7 @@ def apply_raises(deployment: Deployment, payments: int) -> Evidence:
     deployment.until(lambda: worker.count(r"terminal-journal\[\d\] is STOPPED") > 0, "it says so again", 60)
     others = deployment.watcher.answers - before
     held = deployment.watcher.waiting
-    found = re.search(r"STOPPED.*`fraud skip terminal-journal (\d) (\d+)`", worker.log_text())
+    found = re.search(r"STOPPED.*`fraud skip terminal-journal (\d) (\d+) ", worker.log_text())
     if found is None:
         raise ChaosError("the log does not say what to skip")
     worker.terminate()  # stopped it must stay, over a restart too
