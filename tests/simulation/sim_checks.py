@@ -342,7 +342,7 @@ def check_accounts(
             for item in found:
                 if isinstance(item, Placed) and exact_windows:
                     row = np.frombuffer(item.entities[0], np.float32)
-                    check_features(row, [ENTITY_INDEX[name] for name in COUNTED], reading.features[item.pid])
+                    check_features(row, [ENTITY_INDEX[name] for name in COUNTED], reading.features[item.offset, item.n])
     buried = {at for at in letters_of(world.log) if at[0] != "payments"}
     require(buried == refused, "labels or updates in the dead letters:", sorted(buried ^ refused)[:3])
     return Accounts(becomes, engines, lapsed)

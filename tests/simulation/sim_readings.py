@@ -68,7 +68,9 @@ class AccountReading:
         self.oldest_day = self.forgotten_day = 0
         self.n = self.offset = 0
         self.counting = Counting()
-        self.features: dict[bytes, list[float]] = {}  # COUNTED of each payment's account, by payment hash
+        self.features: dict[
+            tuple[int, int], list[float]
+        ] = {}  # COUNTED of each payment's account, by place in the journal
 
     def read(self, items: list[tuple[int, int, Source, Item]]) -> None:
         for offset, place, sender, item in items:
@@ -145,7 +147,7 @@ class AccountReading:
             clean(raw.traceparent),
         )  # fmt: skip
         self.items[TERMINAL_JOURNAL, terminal].append(placed)
-        self.features[pid] = self.counting.place(
+        self.features[self.offset, self.n] = self.counting.place(
             placed, payment.account_id, payment.terminal_id, self.clock_ms, self.limits.maturity_ms
         )
         waiting = self.waiting.pop(pid, None)

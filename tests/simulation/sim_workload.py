@@ -298,15 +298,18 @@ def workload(rng: Random, payments: int, partitions: int) -> Workload:
             payment["amount"] = bombs[number]
         value = encode(payment)
         sent.append(payment)
-        send(at, "payments", value)
+        partition = rng.randrange(partitions)
+        send(at, "payments", value, partition)
         chance = rng.random()
         if chance < 0.08:  # at once, or days later
             send(at + rng.choice((0, 5_000, HOUR_MS, 2 * DAY_MS, 4 * DAY_MS)), "payments", value)
         elif chance < 0.12:
-            other = rng.choice(
-                ({"amount": payment["amount"] + 1}, {"event_time": payment["event_time"] + rng.choice(MOVES)})
-            )
-            send(at + rng.choice((1, DAY_MS)), "payments", encode({**payment, **other}))
+            moved = payment["event_time"] + rng.choice(MOVES)
+            again_ms = at + rng.choice((1, DAY_MS))
+            if rng.random() < 0.5:
+                send(again_ms, "payments", encode({**payment, "amount": payment["amount"] + 1}))
+            else:  # in the same partition: taken in before, the earlier one might be forgotten when the later one comes
+                send(again_ms, "payments", encode({**payment, "event_time": moved}), partition)
         elif chance < 0.15:  # the same id by another sender: it has nothing to do with this one
             other = rng.choice(({"account_id": "a1"}, {"tenant_id": "third"}, {"mode": "test"}))
             send(at, "payments", encode({**payment, **other}))
