@@ -297,6 +297,7 @@ class TerminalStage:
         elif isinstance(item, Marker):
             self.meaning.apply(item)
             self.decider.apply(item)
+            self._forget()
         else:
             raise InternalError(f"a {type(item).__name__} does not belong on {TERMINAL_JOURNAL}")
 
@@ -380,22 +381,23 @@ class TerminalStage:
         before, self._label_clock_ms = self._label_clock_ms, min(clocks)
         if self._label_clock_ms == before:
             return False
-        forget_to = self._forget_before_ms()
-        if forget_to > self._globals.forgot_to_ms:
-            self._globals.forgot_to_ms = forget_to
+        self._forget()
+        return True
+
+    def _forget(self) -> None:
+        """Pending rows go when their road ends, in whole days of the labels' clock, and for good: a label that they
+        have missed under a short road must not be missing under a longer one."""
+        g = self._globals
+        forget_to = (self._label_clock_ms - self.meaning.limits.road_ms) // DAY_MS * DAY_MS
+        if forget_to > g.forgot_to_ms:
+            g.forgot_to_ms = forget_to
             low = keys.time_key(keys.TABLE_PENDING, forget_to)
             self._state.drop_range(keys.TABLE_PENDING, low)
             self._state.drop_range(keys.TABLE_UNSURE, keys.time_key(keys.TABLE_UNSURE, forget_to))
-            self._globals.cursor = max(self._globals.cursor, low)
-        return True
-
-    def _forget_before_ms(self) -> int:
-        """Pending rows of event times before this are gone; whole days of the labels' clock."""
-        road_ms = (self._label_clock_ms - self.meaning.limits.road_ms) // DAY_MS * DAY_MS
-        return max(road_ms, self._globals.forgot_to_ms)
+            g.cursor = max(g.cursor, low)
 
     def _forgotten(self, event_ms: int) -> bool:
-        return event_ms < self._forget_before_ms()
+        return event_ms < self._globals.forgot_to_ms
 
     def _mature(self, step: Step, out: Outbox) -> None:
         """Silence teaches, by the labels' clock alone; a bounded number of examples a step."""
@@ -435,7 +437,7 @@ class TerminalStage:
 
     def _unsure_due(self) -> list[bytes]:
         """Keys of notable payments whose silence has taught in part, and is mature; at most MATURED_MAX of them."""
-        low = keys.time_key(keys.TABLE_UNSURE, self._forget_before_ms())
+        low = keys.time_key(keys.TABLE_UNSURE, self._globals.forgot_to_ms)
         high = keys.time_key(keys.TABLE_UNSURE, self._label_clock_ms - self.meaning.limits.maturity_ms + 1)
         return [key for key, _ in self._state.scan(low, high, MATURED_MAX)] if low < high else []
 

@@ -707,6 +707,7 @@ class Reading:
         control = control_of(marker)
         if marker.kind == "settings":
             self.limits = payload_as(control, Limits)
+            self.dropped_ms = max(self.dropped_ms, self._kept_from_ms())
         elif marker.kind == "engine":
             self.engine = payload_as(control, Engine).engine
         elif marker.kind == "policy":
@@ -851,12 +852,12 @@ class Reading:
         self._missed(item, before, was_provisional, examples)
         if item.pid in self.placed:
             self.judged[item.pid] = item
-            if item.event_ms >= max(self.dropped_ms, self._kept_from_ms()):
+            if item.event_ms >= self.dropped_ms:
                 self.counting.judge(item.pid, item.observed_ms, bool(item.fraud))
 
     def _missed(self, item: Judged, before: bool | None, was_provisional: bool, examples: list[Example]) -> None:
         """A label that says something else than was taught, or says it for certain, teaches while its row is kept."""
-        if before is None or item.event_ms < max(self.dropped_ms, self._kept_from_ms()):
+        if before is None or item.event_ms < self.dropped_ms:
             return
         firmer = was_provisional and item.fraud and not item.provisional
         require(examples or (before == bool(item.fraud) and not firmer), "was not taught:", item, "after", before)

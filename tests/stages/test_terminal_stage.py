@@ -289,6 +289,18 @@ def test_a_longer_road_brings_nothing_back_whether_a_checkpoint_was_between_or_n
     assert bench.stage.counts["labels_late"] == 1
 
 
+def test_a_shorter_road_forgets_at_its_marker_and_a_longer_one_brings_nothing_back() -> None:
+    """Seed 313698: an update that the short road made too late was missing when the road was long again."""
+    bench = Bench("terminal")
+    bench.feed(placed(1), *clocks(NOW_MS + 12 * DAY_MS), limits(maturity_ms=20 * DAY_MS))
+    bench.feed(limits(maturity_ms=DAY_MS, road_ms=4 * DAY_MS), judged(1, True))
+    assert bench.stage.counts["labels_late"] == 1
+    out = bench.feed(limits(maturity_ms=20 * DAY_MS, road_ms=400 * DAY_MS), judged(1, True))
+    assert taught(out) == []
+    assert bench.stage.counts["labels_late"] == 2
+    assert taught(bench.feed(*clocks(NOW_MS + 40 * DAY_MS))) == []
+
+
 def test_a_skipped_payment_is_answered_as_refused_and_the_clock_goes_on() -> None:
     bench = Bench("terminal")
     out = Collected()
