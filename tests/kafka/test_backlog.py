@@ -14,7 +14,7 @@ from chaos_load import Load
 
 from stream.reconcile import reconcile
 
-PAYMENTS = 120_000  # more than a worker answers until another has started, which takes ten seconds on two busy cores
+PAYMENTS = 180_000  # more than a worker answers until another has started, which takes ten seconds on two busy cores
 HELD_S_MAX = 10.0  # the promise of issue 4; beyond the group's own patience a member is thrown out
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
@@ -39,5 +39,6 @@ def test_a_member_with_a_backlog_lets_another_in(kafka, tmp_path: Path) -> None:
     assert still_waiting > 0, "the backlog was gone before the other came"
     assert "cut short" in busy.log_text(), "no round was under way: the backlog has not bitten"
     assert max(held_s[1:]) < HELD_S_MAX, held_s
-    assert "fenced" not in busy.log_text()
+    # A timer's checkpoint may come while the group changes, after the hold's own: that one had as much.
+    assert not re.search(r"fenced: (?!the group is changing)", busy.log_text())
     assert (found.missing, found.conflicting) == (0, 0)

@@ -240,7 +240,9 @@ def test_a_second_worker_takes_its_share_and_gives_it_back_and_the_rest_stays_op
     kit.await_committed(sent)
     # Each change waited for the running rounds and their commit, so nothing was copied twice.
     assert_each_once(kit, sent)
-    assert not [event for toy in kit.toys for event in toy.events if event["event"] == "fenced"]
+    # The timer's commit may come after the hold's, which had as much; the group itself must have fenced nobody.
+    fenced = [event["why"] for toy in kit.toys for event in toy.events if event["event"] == "fenced"]
+    assert not [why for why in fenced if "said that it is done" not in why and "not ours" not in why]
 
 
 def test_a_killed_worker_is_replaced_after_the_session_timeout(kit: Kit) -> None:

@@ -117,6 +117,7 @@ def test_bad_records_are_refused_by_name_and_the_next_payment_is_decided(road: R
     answers = road.until(len(values))
     causes = sorted(a["cause"] for found in answers.values() for a in found if a["outcome"] == "refused")
     assert causes == sorted(BAD)
+    road.worker.until(lambda: len(road.read("dead-letters")) >= len(BAD), "letters are missing")
     letters = [msgspec.json.decode(message.value() or b"") for message in road.read("dead-letters")]
     assert sorted(letter["cause"] for letter in letters) == sorted(BAD)
     assert all("4111 1111" not in letter["excerpt"] for letter in letters)

@@ -15,7 +15,14 @@ from confluent_kafka.admin import (
 )
 
 from stream.broker.errors import TopicsFailed
-from stream.broker.topic_admin import check_topics, create_topics, delete_topics, partition_counts, topic_ids
+from stream.broker.topic_admin import (
+    check_topics,
+    create_topics,
+    delete_topics,
+    describe_topics,
+    partition_counts,
+    topic_ids,
+)
 from topics.catalogue import catalogue
 
 pytestmark = pytest.mark.kafka
@@ -120,6 +127,8 @@ def test_a_topic_made_again_has_another_id(kafka):
     assert len(first) == 16
     assert topic_ids(kafka.client, [topic.name]) == {topic.name: first}
     delete_topics(kafka.client, [topic.name])
+    while describe_topics(kafka.client, [topic.name]):
+        pass  # the controller has deleted it; the broker's own view follows
     with pytest.raises(TopicsFailed, match="no such topic"):
         topic_ids(kafka.client, [topic.name])
     create_topics(kafka.client, [topic])

@@ -91,7 +91,7 @@ class Toy:
         tell("revoked", lost=sorted(lost))
 
     async def hold(self, owned: set[TP]) -> None:
-        await self.commit()
+        await self.commit(unchanged=True)  # so that one who was thrown out learns it here
         tell("hold", owned=sorted(owned))
 
     def fetch_error(self, error: FetchError) -> None:
@@ -119,8 +119,8 @@ class Toy:
             self.copied += len(records)
         self.producer.poll(0)
 
-    async def commit(self) -> None:
-        due = {tp: at for tp, at in self.next.items() if at != self.committed[tp]}
+    async def commit(self, *, unchanged: bool = False) -> None:
+        due = {tp: at for tp, at in self.next.items() if unchanged or at != self.committed[tp]}
         if not due:
             return
         while await asyncio.to_thread(self.producer.flush, 5):
