@@ -15,11 +15,14 @@ from scale_load import Stream
 from scale_run import AFTER_FROZEN_S, FROZEN_S, Running, bench, running
 from scale_verdict import Row, say, verdict
 
+from stream.settings import Settings
+
 LIGHT_CORES, IDLE_CORES = 0.05, 0.02
 RATE = 10.0
 WARM = 2_000
 SLICE_S = 5.0
 TWO_SHARE = 1.15
+PRODUCTION = Settings.model_construct()  # what stands in settings.py, whatever the environment says
 
 
 def cores(found: Running, seconds: float) -> tuple[float, dict[str, float]]:
@@ -56,9 +59,13 @@ def _drip(found: Running, rate: float, stop: threading.Event) -> None:
 
 
 def light(*, short: bool) -> dict[str, Any]:
-    seconds = 5.0 if short else 60.0
+    """With ticks and snapshots as often as a worker makes them by itself; long enough for one snapshot."""
+    seconds = 5.0 if short else PRODUCTION.snapshot_every_s
     stream = Stream(seed=20, accounts=50_000, ms_between=60_000.0, start_ms=START_MS)
-    with bench() as place, running(place, stream, tick_s=60.0) as found:
+    with (
+        bench() as place,
+        running(place, stream, tick_s=PRODUCTION.tick_every_s, snapshot_s=PRODUCTION.snapshot_every_s) as found,
+    ):
         found.feeder.send(200 if short else WARM)
         found.await_answers(600.0)
         stop = threading.Event()

@@ -121,14 +121,16 @@ def _deployed(place: Bench) -> Deployment:
 
 
 @contextlib.contextmanager
-def running(place: Bench, stream: Stream, *, workers: int = 1, tick_s: float = TICK_S) -> Generator[Running]:
+def running(
+    place: Bench, stream: Stream, *, workers: int = 1, tick_s: float = TICK_S, snapshot_s: float = SNAPSHOT_S
+) -> Generator[Running]:
     """A deployment with so many workers, which share its partitions; nothing is sent yet."""
     deployment = _deployed(place)
     answers = Answers(place.bootstrap, deployment.settings.prefix + "decisions", PARTITIONS)
     with contextlib.ExitStack() as stack:
         stack.callback(answers.close)
         processes = [
-            stack.enter_context(worker(deployment, tick_s=tick_s, snapshot_s=SNAPSHOT_S, instance=f"state{number}"))
+            stack.enter_context(worker(deployment, tick_s=tick_s, snapshot_s=snapshot_s, instance=f"state{number}"))
             for number in range(workers)
         ]
         found = Running(deployment, processes, answers, Feeder(deployment, stream))
