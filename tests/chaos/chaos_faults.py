@@ -203,8 +203,8 @@ def broker_kill(deployment: Deployment, payments: int) -> Evidence:
 
 @fault("join-leave")
 def join_leave(deployment: Deployment, payments: int) -> Evidence:
-    """Workers join and leave (SIGTERM) every few seconds."""
-    times = deployment.times_or(min(40, max(4, payments // 10_000)))
+    """Workers join and leave (SIGTERM) every few seconds, in runs of 600,000 payments or more for five minutes."""
+    times = deployment.times_or(min(60, max(4, payments // 10_000)))
     steady = deployment.worker("steady")
     deployment.settle()
     feed = deployment.feed(Load(payments, deployment.seed), rate=rate_for(payments, 6.0 * times))
