@@ -99,15 +99,15 @@ LASTING = frozenset(  # all else is said by brokers that are away, or just back,
     {
         KafkaError._AUTHENTICATION,
         KafkaError._FATAL,
-        KafkaError._UNKNOWN_PARTITION,
-        KafkaError._UNKNOWN_TOPIC,
         KafkaError.CLUSTER_AUTHORIZATION_FAILED,
         KafkaError.SASL_AUTHENTICATION_FAILED,
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
         KafkaError.TOPIC_EXCEPTION,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
         KafkaError.UNSUPPORTED_VERSION,
     }
+)
+UNKNOWN = frozenset(  # so speaks a topic that is gone, and for a moment one whose brokers have just come back
+    {KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART}
 )
 NO_SNAPSHOTS = (
     "no snapshots are taken: without them a worker with an empty state directory can take a partition over only while "
@@ -474,6 +474,8 @@ class Worker:
                 cause = error.args[0]
                 if cause.code() in LASTING or self.hosts.get(tp) is not host:
                     raise StateError(f"no answer for the offsets of {tp.topic}[{tp.partition}]: {error}") from error
+                if cause.code() in UNKNOWN:
+                    await self._check_topic(host)
                 log.warning("asking for the offsets of %s[%d] again: %s", *host.tp, cause.str())
                 await asyncio.sleep(ASK_AGAIN_S)
 

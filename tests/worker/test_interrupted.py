@@ -470,6 +470,21 @@ def test_a_leader_that_does_not_know_its_offsets_yet_is_asked_again(tmp_path, mo
     assert asyncio.run(worker._watermarks(AT, host)) == (3, 9)
 
 
+@pytest.mark.parametrize("code", [KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART])
+def test_a_partition_that_is_unknown_is_asked_for_again_while_its_topic_is_there(tmp_path, monkeypatch, code):
+    """Seen after a broker had been frozen: eight of eleven partitions stood still until somebody started the worker."""
+    monkeypatch.setattr(app, "ASK_AGAIN_S", 0.0)
+    host = _host(tmp_path / "0")
+    there = {host.journal.topic: host.journal.topic_id}
+    worker = _worker(_query=_refusing(code, code), topology=SimpleNamespace(current_ids=lambda: there))
+    worker.hosts[AT] = host
+    assert asyncio.run(worker._watermarks(AT, host)) == (3, 9)
+    there.clear()
+    worker._query = _refusing(code)
+    with pytest.raises(StateError, match=r"is gone\. Operator"):
+        asyncio.run(worker._watermarks(AT, host))
+
+
 def test_a_topic_that_may_not_be_read_is_not_asked_for_again(tmp_path):
     host = _host(tmp_path / "0")
     worker = _worker(_query=_refusing(KafkaError.TOPIC_AUTHORIZATION_FAILED))
