@@ -68,9 +68,8 @@ class AccountReading:
         self.oldest_day = self.forgotten_day = 0
         self.n = self.offset = 0
         self.counting = Counting()
-        self.features: dict[
-            tuple[int, int], list[float]
-        ] = {}  # COUNTED of each payment's account, by place in the journal
+        # COUNTED of each payment's account, by (offset, n): one that was forgotten may come again.
+        self.features: dict[tuple[int, int], list[float]] = {}
 
     def read(self, items: list[tuple[int, int, Source, Item]]) -> None:
         for offset, place, sender, item in items:
