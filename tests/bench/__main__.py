@@ -33,6 +33,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="ours and each peer alternate; the worst ratio counts")
     parser.add_argument("--rate", type=float, default=1_000.0, help="payments/s of the latency run; 0: none")
     parser.add_argument("--seconds", type=float, default=20.0, help="of the latency run")
+    parser.add_argument(
+        "--partitions", type=int, default=1, help="of each topic in the latency run; a worker's rounds are cut by them"
+    )
     parser.add_argument("--tick-s", type=float, default=5.0, help="how often the learner may publish")
     parser.add_argument("--snapshot-s", type=float, default=10.0, help="how often snapshots are taken")
     parser.add_argument("--timeout-s", type=float, default=300.0, help="of one run")
@@ -101,6 +104,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                 seconds=given.seconds,
                 tick_s=given.tick_s,
                 snapshot_s=given.snapshot_s,
+                partitions=given.partitions,
             )
     return summary(given, figures, absent, times, load.value_bytes_mean)
 

@@ -38,12 +38,12 @@ class Deployment:
         return self.directory / "worker.log"
 
 
-def deploy(bootstrap: str, directory: Path) -> Deployment:
+def deploy(bootstrap: str, directory: Path, partitions: int = PARTITIONS) -> Deployment:
     prefix = f"bench{int(time.time())}-{next(_numbers)}."
     place = Path(tempfile.mkdtemp(dir=directory, prefix="ours-"))
     settings = Settings(bootstrap=bootstrap, prefix=prefix, group=prefix + "workers")
     limits = msgspec.structs.replace(LIMITS_DEFAULT, maturity_ms=MATURITY_MS)
-    initialise(settings, "earliest", by="bench", why="measure", partitions=PARTITIONS, limits=limits)
+    initialise(settings, "earliest", by="bench", why="measure", partitions=partitions, limits=limits)
     return Deployment(settings, place)
 
 

@@ -59,8 +59,8 @@ By thread of ours, CPU µs a payment: {threads}.
 ### Latency
 
 Payment acknowledged to answer readable, {times["rate"]:g} payments/s for {times["seconds"]:g} s, open loop; producer,
-broker, worker and reader on the same two cores. Never answered: {times["unanswered"]} of {times["payments"]:,}. The
-worker used {times["worker_cores"]:.2f} of a core.
+broker, worker and reader on the same two cores; {times.get("partitions", 2)} partition(s) a topic, one worker. Never
+answered: {times["unanswered"]} of {times["payments"]:,}. The worker used {times["worker_cores"]:.2f} of a core.
 
 {table(["", "ms", "target"], rows)}"""
 
