@@ -12,6 +12,7 @@ from typing import Final, Literal, NamedTuple, get_args, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.bits import kernel as compiled
 from stream.windows import kernel
 from topics.payment import Payment
 
@@ -156,7 +157,7 @@ _MODEL_AT: Final = np.array(
     [ENTITY_INDEX[name] for name in ACCOUNT_COLUMNS]
     + [len(ENTITY_FEATURES) + ENTITY_INDEX[name] for name in TERMINAL_COLUMNS]
     + [2 * len(ENTITY_FEATURES) + i for i in range(len(PAYMENT_FEATURES))],
-    np.intp,
+    np.int64,
 )
 
 
@@ -174,9 +175,12 @@ MODEL_FEATURES: Final[tuple[Feature, ...]] = (
 """What the model sees, in this order; the columns of `model_rows`."""
 
 _COVERAGE_AT: Final = ENTITY_INDEX["coverage_30d_share"]
-_AGES_AT: Final = (
-    (_COVERAGE_AT, ACCOUNT_COLUMNS.index("age_s")),
-    (len(ENTITY_FEATURES) + _COVERAGE_AT, len(ACCOUNT_COLUMNS) + TERMINAL_COLUMNS.index("age_s")),
+_AGES_AT: Final = np.array(
+    [
+        (_COVERAGE_AT, ACCOUNT_COLUMNS.index("age_s")),
+        (len(ENTITY_FEATURES) + _COVERAGE_AT, len(ACCOUNT_COLUMNS) + TERMINAL_COLUMNS.index("age_s")),
+    ],
+    np.int64,
 )
 
 MODEL_NAMES: Final = tuple(feature.name for feature in MODEL_FEATURES)
@@ -301,11 +305,20 @@ def whole_rows(
 
 def model_rows(whole: NDArray[np.float32]) -> NDArray[np.float32]:
     """(n, len(MODEL_FEATURES)) of `whole_rows`."""
-    rows = whole.take(_MODEL_AT, axis=1)
-    # While the store is young, what it knows of an age is its own: a model would learn the calendar from it, and be
-    # lost on the day on which all ages are 30 d.
-    for coverage_at, age_at in _AGES_AT:
-        young = whole[:, coverage_at] < 1.0
-        if young.any():
-            rows[young, age_at] = np.nan
+    rows = np.empty((len(whole), len(_MODEL_AT)), np.float32)
+    _select(whole, _MODEL_AT, _AGES_AT, rows)
     return rows
+
+
+@compiled
+def _select(
+    whole: NDArray[np.float32], at: NDArray[np.int64], ages_at: NDArray[np.int64], rows: NDArray[np.float32]
+) -> None:
+    for i in range(len(whole)):
+        for j in range(len(at)):
+            rows[i, j] = whole[i, at[j]]
+        # While the store is young, what it knows of an age is its own: a model would learn the calendar from it, and
+        # be lost on the day on which all ages are 30 d.
+        for k in range(len(ages_at)):
+            if whole[i, ages_at[k, 0]] < 1.0:
+                rows[i, ages_at[k, 1]] = np.nan

@@ -403,7 +403,7 @@ class AccountStage:
             amounts=[w.base_amount for w in firsts],
             others=[0 if w.payment.terminal_id is None else w.terminal.number for w in firsts],
             payments64=keys.pids64([w.pid for w in firsts]),
-            label_clocks=np.full(len(firsts), self._globals.label_clock_ms, np.int64),
+            label_clocks=[self._globals.label_clock_ms] * len(firsts),
             minutes=local_minutes(payments),
         )
         matrix = self.windows.observe(slots, rows, maturity_ms=self.meaning.limits.maturity_ms)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,6 @@ from topics.payment import Payment
 
 NANS = np.full(1_000, np.nan, np.float32)  # read only; the kernels' types know of no flag for that
 NOT_COUNTED = frozenset({"refund", "payout"})
-
-
-_event_time = attrgetter("event_time")
-_latitude = attrgetter("latitude")
-_longitude = attrgetter("longitude")
-_mcc = attrgetter("mcc")
 
 
 def kept_in(state: State) -> Callable[[list[bytes]], list[bytes | None]]:
@@ -45,7 +38,7 @@ def observations(
     amounts: Sequence[int],
     others: Sequence[int],
     payments64: NDArray[np.uint64],
-    label_clocks: Sequence[int] | NDArray[np.int64],
+    label_clocks: Sequence[int],
     minutes: NDArray[np.int32],
     payer_ratio: NDArray[np.float32] | None = None,
 ) -> Observations:
@@ -53,16 +46,15 @@ def observations(
 
     `minutes`: of the local week, as `local_minutes` gives them.
     """
-    n = len(payments)
     return Observations(
-        event_ms=np.fromiter(map(_event_time, payments), np.int64, n),
+        event_ms=np.array([p.event_time for p in payments], np.int64),
         amount=np.array(amounts, np.int64),
         other=np.array(others, np.uint64),
         payment=payments64,
-        category=np.fromiter(map(category, map(_mcc, payments)), np.int32, n),
+        category=np.array([category(p.mcc) for p in payments], np.int32),
         minute_of_week=minutes,
-        latitude=_singles(list(map(_latitude, payments))),
-        longitude=_singles(list(map(_longitude, payments))),
+        latitude=_singles([p.latitude for p in payments]),
+        longitude=_singles([p.longitude for p in payments]),
         label_clock=np.array(label_clocks, np.int64),
         counts=np.array([p.mode != "test" and p.operation not in NOT_COUNTED for p in payments], np.bool_),
         payer_ratio=payer_ratio,

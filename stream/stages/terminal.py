@@ -20,7 +20,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from stream.errors import InternalError
-from stream.features import ENTITY_FEATURES, ENTITY_INDEX, local_minutes
+from stream.features import ENTITY_FEATURES, ENTITY_INDEX, PLAIN_ROWS, local_minutes
 from stream.model.sampling import NOTABLE_PROBABILITY, percent_known
 from stream.rules.policy import VERDICTS
 from stream.stages import keys, pending
@@ -159,7 +159,7 @@ class TerminalStage:
             amounts=[item.base_amount for item in placed],
             others=[payer.number for payer in payers],
             payments64=keys.pids64(pids),
-            label_clocks=np.full(len(run), self._label_clock_ms, np.int64),
+            label_clocks=[self._label_clock_ms] * len(run),
             minutes=minutes,
             payer_ratio=accounts[:, PAYER_RATIO_AT].copy(),  # a view of one row is contiguous, and of bytes read-only
         )
@@ -169,7 +169,7 @@ class TerminalStage:
         self._answer(run, placed, payers, decided, out)
         entities = [terminal.key if names else b"" for terminal, names in zip(terminals, at_terminal, strict=True)]
         self._await_truth(payments, pids, entities, decided)
-        for i in np.flatnonzero(rows.payment % UNLABELLED_ONE_IN == 0).tolist():
+        for i in _unlabelled(rows.payment):
             if payments[i].mode != "test":
                 self._show(run[i], placed[i], decided.rows[i], out)
         self._count(payments, decided)
@@ -180,8 +180,8 @@ class TerminalStage:
     def _count(self, payments: Sequence[Payment], decided: Decided) -> None:
         """Payments that were decided, and their verdicts by mode."""
         self.counts["decided"] += len(payments)
-        modes = [payment.mode for payment in payments]
-        for (mode, code), n in Counter(zip(modes, decided.verdict, strict=True)).items():
+        pairs = [(payment.mode, code) for payment, code in zip(payments, decided.verdict, strict=True)]
+        for (mode, code), n in Counter(pairs).items() if pairs[1:] else [(pairs[0], 1)]:
             if mode != "backfill":
                 self.counts[VERDICTS[code] if mode == "live" else f"test:{VERDICTS[code]}"] += n
 
@@ -237,10 +237,13 @@ class TerminalStage:
             for payment, declines, probability in zip(payments, decided.declines, decided.probability, strict=True)
         ]
         row_keys = keys.time_keys(keys.TABLE_PENDING, [payment.event_time for payment in payments], pids)
-        rows = dict(zip(row_keys, pending.pack_new(flags, entities, decided.rows), strict=True))
-        for key, payment in zip(row_keys, payments, strict=True):
-            if payment.mode == "test":
-                del rows[key]
+        rows = {
+            key: row
+            for key, row, payment in zip(
+                row_keys, pending.pack_new(flags, entities, decided.rows), payments, strict=True
+            )
+            if payment.mode != "test"
+        }
         self._state.put_all(keys.TABLE_PENDING, rows)
         cursor = self._globals.cursor
         if rows and min(rows) < cursor:
@@ -499,6 +502,13 @@ class TerminalStage:
             source,
         )
         out.journal(step, EXAMPLES, 0, example)
+
+
+def _unlabelled(numbers: NDArray[np.uint64]) -> list[int]:
+    """Which payments, by their hashes, the learner is shown without a label: one in `UNLABELLED_ONE_IN`."""
+    if len(numbers) < PLAIN_ROWS:
+        return [i for i, number in enumerate(numbers.tolist()) if not number % UNLABELLED_ONE_IN]
+    return np.flatnonzero(numbers % UNLABELLED_ONE_IN == 0).tolist()
 
 
 def _event_ms(key: bytes) -> int:

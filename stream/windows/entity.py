@@ -19,6 +19,7 @@ HISTORY_MS: Final = 90 * kernel.DAY_MS
 ENTRIES_MAX: Final = 256
 STORE_KEY: Final = b""  # the key of what belongs to the store itself, not to one of its entities
 
+FEW: Final = 8  # for fewer keys than this, lists are quicker than numpy's iterators
 NO_RATIOS: Final = np.zeros(0, np.float32)
 
 
@@ -62,7 +63,7 @@ def _compiled() -> dict[str, Any]:
         "label": (i8, i8, i8, i8, i8, ints, ints, ints, ints),
         "pack_all": (ints, ints, ints, ints, ints, ints, ints),
         "unpack_all": (i8, ints, ints, ints, ints, ints, ints, ints, ints),
-        "find": (ints, ints, ints, codes),
+        "find": (ints, ints, ints, codes, ints, i8),
         "begin": (ints, ints, ints, ints, ints, ints, ints),
         "enter": (ints, ints, ints, ints),
         "leave": (ints, ints, ints),
@@ -87,10 +88,16 @@ def _plain() -> dict[str, Any]:
 
 def _hashes_of(keys: Sequence[bytes]) -> NDArray[np.int64]:
     """(2, n): two independent hashes of each key."""
+    if len(keys) < FEW:
+        return np.array([list(map(hash, keys)), [_signed(xxh3_64_intdigest(key)) for key in keys]], np.int64)
     hashes = np.empty((2, len(keys)), np.int64)
     hashes[0] = np.fromiter(map(hash, keys), np.int64, len(keys))
     hashes[1] = np.fromiter(map(xxh3_64_intdigest, keys), np.uint64, len(keys)).view(np.int64)
     return hashes
+
+
+def _signed(word: int) -> int:
+    return word - (word >> 63 << 64)
 
 
 def _larger(array: NDArray[Any], words: int) -> NDArray[Any]:
@@ -185,26 +192,27 @@ class EntityWindows:
         the next `evict`; nothing is evicted here.
         """
         hashes = _hashes_of(keys)
-        found = self._find(hashes)
-        if found is None or not self._began_loaded:
-            self._load(keys, hashes, load)
-            found = self._find(hashes)
-            assert found is not None
+        found = np.empty(len(keys), np.int32)
         self._tick += 1
-        self._used[found] = self._tick
+        missing = self._find(hashes, found)
+        if missing or not self._began_loaded:
+            self._load(keys, hashes, found, load)
+            missing = self._find(hashes, found)
+            assert not missing
         return found
 
-    def _find(self, hashes: NDArray[np.int64]) -> NDArray[np.int32] | None:
-        """Slots by the hashes of keys; None if any is not in memory."""
-        found = np.empty(hashes.shape[1], np.int32)
-        missing = self._kernel["find"](*map(self._view, (hashes[0], hashes[1], self._table, found)))
-        return None if missing else found
+    def _find(self, hashes: NDArray[np.int64], found: NDArray[np.int32]) -> int:
+        """Slots by the hashes of keys, -1 of those that are not in memory; how many are not."""
+        arrays: tuple[Any, ...] = (hashes[0], hashes[1], self._table, found, self._used)
+        return self._kernel["find"](*(map(memoryview, arrays) if self.plain else arrays), self._tick)
 
     def _load(
-        self, keys: Sequence[bytes], hashes: NDArray[np.int64], load: Callable[[list[bytes]], list[bytes | None]]
+        self,
+        keys: Sequence[bytes],
+        hashes: NDArray[np.int64],
+        found: NDArray[np.int32],
+        load: Callable[[list[bytes]], list[bytes | None]],
     ) -> None:
-        found = np.empty(len(keys), np.int32)
-        self._kernel["find"](*map(self._view, (hashes[0], hashes[1], self._table, found)))
         rows_of = {keys[row]: row for row, slot in enumerate(found.tolist()) if slot < 0}
         missing = list(rows_of)
         if STORE_KEY in missing:
@@ -282,7 +290,7 @@ class EntityWindows:
         n = len(slots)
         out = np.empty((n, kernel.COLUMNS), np.float32)
         ratios = NO_RATIOS if rows.payer_ratio is None else rows.payer_ratio
-        if not all(len(column) == n for column in rows[:10]) or len(ratios) not in (0, n):
+        if {*map(len, rows[:10])} - {n} or len(ratios) not in (0, n):
             raise ValueError("slots and columns differ in length")
         columns: tuple[Any, ...] = (
             slots,

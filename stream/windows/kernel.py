@@ -906,8 +906,9 @@ PLACE: Final = 3
 
 
 @jit
-def find(first: Any, second: Any, table: Any, found: Any) -> int:
-    """Slot of each key by its two hashes, -1 if it has none; how many have none."""
+def find(first: Any, second: Any, table: Any, found: Any, used: Any, tick: int) -> int:
+    """Slot of each key by its two hashes, -1 if it has none; how many have none. `used`: when each slot was asked for
+    last, from now on `tick`."""
     mask = len(table) // PLACE - 1
     missing = 0
     for i in range(len(found)):
@@ -918,7 +919,10 @@ def find(first: Any, second: Any, table: Any, found: Any) -> int:
             at = (at + 1) & mask
         slot = table[at * PLACE + 2] - 1
         found[i] = slot
-        missing += slot < 0
+        if slot < 0:
+            missing += 1
+        else:
+            used[slot] = tick
     return missing
 
 
