@@ -5,10 +5,12 @@ one stage; checkpoints of all partitions go together, about once a second.
 """
 
 import asyncio
+import contextlib
 import logging
 import resource
 import shutil
 import time
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +23,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from stream import collector, self_check
 from stream.broker.topic_admin import describe_topics, id_bytes
 from stream.errors import ConfigurationError, OperatorError, StateError
+from stream.features import PLAIN_ROWS
 from stream.runner.errors import CANNOT_GO_ON, ForeignState, StateBehindLog, StepFailed, Unreadable
-from stream.runner.partition import PartitionRunner, Reseek, no_crash, suppress_below
+from stream.runner.partition import PartitionRunner, Reseek, Send, no_crash, suppress_below
 from stream.settings import Settings
 from stream.stages.account import TERMINAL_JOURNAL
 from stream.stages.answers import DEAD_LETTERS, DECISIONS, DETAILS
@@ -75,8 +78,10 @@ STAGES = {
     CONTROL: "control",
 }
 OUTPUTS = (DECISIONS, DETAILS, DEAD_LETTERS)
-ACK_POLL_S = 0.002
+ACK_POLL_S, ACK_POLL_S_MAX = 0.002, 0.02  # twice as long each time: some topics' records gather for 100 ms
+POLL_EVERY_S = 0.25
 BATCH_BYTES = 512 << 10  # of one step: some thousand payments, a tenth of a second
+CHECKPOINT_PAUSE_S_MIN = 0.05
 CHECKPOINT_PAUSE_S_MAX = 10.0
 HOLD_S_MAX = 8.0
 LEAVE_HOLD_S_MAX = 4.0  # at SIGTERM: the rest of the ten seconds is for the group and the stores
@@ -123,7 +128,8 @@ READ_ERRORS = {
     "not_authorised": "Operator: let the workers' user read it (`fraud topics acls`), then start this worker again",
     "broken": "Operator: start this worker again",
 }
-LATENCY_BUCKETS_S = np.array([0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0])
+LATENCY_BUCKETS_S = [0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0]
+TURN_S = 0.002  # so long a round of small steps keeps the event loop
 
 
 def _batches(records: list[Record], *, bytes_max: int) -> Iterator[list[Record]]:
@@ -238,11 +244,12 @@ class Worker:
         )
         for stage in dict.fromkeys(stages.values()):
             self.membership.agent(stage)(self._work)
-        self.observer = Observer(self, STAGES, LATENCY_BUCKETS_S.tolist())
+        self.observer = Observer(self, STAGES, LATENCY_BUCKETS_S)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: list[asyncio.Task[None]] = []
         self._directories: dict[TP, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._checkpointing = asyncio.Lock()
+        self._much_changed = asyncio.Event()  # so much that a checkpoint should not wait for its second
         self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
         self._store_calls = Patience(STORE_CALLS_MAX)
         self._restores = Patience(RESTORES_MAX)
@@ -482,6 +489,10 @@ class Worker:
     # ---- working ----
 
     async def _work(self, arrived: Round) -> None:
+        """A step for each part. What small steps send goes out together: a broker is asked once for each partition, and
+        not for each step. Nothing is awaited between a step and its sends."""
+        turn_s = time.monotonic()
+        made: list[tuple[PartitionRunner, list[Send]]] = []
         for fetched in arrived.parts:
             host = self.hosts.get(fetched.tp)
             if host is None or host.status is not Status.RUNNING or host.runner is None:
@@ -506,8 +517,20 @@ class Worker:
                     self._read_again(fetched.tp, host, runner)
                     break
                 if sends:
-                    await self.producer.send(runner, sends)
-                await asyncio.sleep(0)  # a round of a backlog may be large: checkpoints and timers get their turn
+                    made.append((runner, sends))
+                if runner.state.changed > self.settings.checkpoint_changes_max:
+                    self._much_changed.set()
+                if time.monotonic() - turn_s > TURN_S:
+                    await self._send(made)
+                    await asyncio.sleep(0)  # a round of a backlog may be large: checkpoints and timers get their turn
+                    turn_s = time.monotonic()
+        await self._send(made)
+
+    async def _send(self, made: list[tuple[PartitionRunner, list[Send]]]) -> None:
+        """Hand what steps made to the producer; `made` is empty afterwards."""
+        sending, made[:] = made[:], []
+        for runner, sends in sending:
+            await self.producer.send(runner, sends)
             if isinstance(runner.stage, TerminalStage):
                 self._measure(runner.stage)
 
@@ -521,7 +544,14 @@ class Worker:
         answered, stage.answered_at_ms = stage.answered_at_ms, []
         if not answered:
             return
-        seconds = np.maximum(time.time() - np.array(answered, np.float64) / 1000.0, 0.0)
+        now_s = time.time()
+        if len(answered) < PLAIN_ROWS:
+            for at_ms in answered:
+                waited_s = max(now_s - at_ms / 1000.0, 0.0)
+                self.latency_counts[bisect_left(LATENCY_BUCKETS_S, waited_s)] += 1
+                self.latency_sum_s += waited_s
+            return
+        seconds = np.maximum(now_s - np.array(answered, np.float64) / 1000.0, 0.0)
         self.latency_counts += np.bincount(
             np.searchsorted(LATENCY_BUCKETS_S, seconds), minlength=len(self.latency_counts)
         )
@@ -691,12 +721,11 @@ class Worker:
         at most a quarter of the time."""
         last_s = self.checkpoint_seconds[-1] if self.checkpoint_seconds else 0.0
         pause_s = max(self.settings.checkpoint_every_s, min(3.0 * last_s, CHECKPOINT_PAUSE_S_MAX))
-        end_s = time.monotonic() + pause_s
-        while time.monotonic() < end_s:
-            await asyncio.sleep(0.05)
-            for host in self.hosts.values():
-                if host.runner is not None and host.runner.state.changed > self.settings.checkpoint_changes_max:
-                    return
+        self._much_changed.clear()
+        await asyncio.sleep(CHECKPOINT_PAUSE_S_MIN)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._much_changed.wait()
 
     async def _checkpoint(self, hosts: Iterable[Host], acks_s_max: float) -> None:
         """Steps 1 to 4 for all of `hosts`; those that are written are committed in one request.
@@ -714,7 +743,7 @@ class Worker:
                 except StoreError as error:
                     self._failed(self._named(host), host, error)
         offsets: dict[TP, tuple[int, str]] = {}
-        waiting = begun
+        waiting, pause_s = begun, ACK_POLL_S
         while waiting:
             late = time.monotonic() - began_s > acks_s_max
             ready = [host for host in waiting if self._acknowledged(host)]
@@ -728,7 +757,8 @@ class Worker:
                 break
             if waiting and not ready:
                 self.producer.poll()
-                await asyncio.sleep(ACK_POLL_S)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2.0 * pause_s, ACK_POLL_S_MAX)
         if not offsets:
             return
         self._note_offsets()
@@ -784,9 +814,9 @@ class Worker:
     # ---- timers ----
 
     async def _polls(self) -> None:
-        """Acknowledgements are taken also when nothing arrives."""
+        """Acknowledgements are taken also when nothing arrives. Who waits for them, a checkpoint, asks by itself."""
         while True:
-            await asyncio.sleep(0.02 if self.producer.queued else 0.1)
+            await asyncio.sleep(POLL_EVERY_S)
             self.producer.poll()
 
     async def _watches(self) -> None:

@@ -446,9 +446,10 @@ class Membership:
         if arrived is None:
             return
         self._busy[stage] = arrived
-        # Not `channel.send`, which makes a message, an event and a future of each value.
+        # Not `channel.send`, which makes a message, an event and a future of each value. Not at once either: an agent
+        # whose next round is there when it asks goes on without letting anybody else in.
         for subscriber in self._channels[stage]._subscribers:
-            subscriber.queue.put_nowait(arrived)
+            asyncio.get_running_loop().call_soon(subscriber.queue.put_nowait, arrived)
 
     def _fetching_failed(self, error: FetchError) -> None:
         if error.tp is None or self._on_fetch_error is None:

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 QUEUE_MESSAGES_MAX = 200_000
 QUEUE_KBYTES_MAX = 131_072
 FULL_WAIT_S = 0.01
+POLL_EVERY_S = 0.02  # acknowledgements are for checkpoints; to ask at each small step is dear
 PATIENT_LINGER_MS = 100.0
 PATIENT = frozenset({DETAILS, EXAMPLES})
 """Topics that nobody waits for. Small records for them gather, so that a broker is asked a tenth as often: at 1,000
@@ -67,6 +68,7 @@ class WorkerProducer:
         self._failed = failed
         self._ways: dict[str, tuple[str, Any]] = {}
         self._taken: list[Callable[[], None]] = []
+        self._polled_s = 0.0
         self.waits = 0
 
     async def send(self, runner: PartitionRunner, sends: Sequence[Send]) -> None:
@@ -82,7 +84,8 @@ class WorkerProducer:
                 self.waits += 1
                 self.poll()
                 await asyncio.sleep(FULL_WAIT_S)
-        self.poll()
+        if time.monotonic() - self._polled_s > POLL_EVERY_S:
+            self.poll()
 
     def _takes(self, send: Send, delivered: Delivered) -> bool:
         topic, produce = self._ways.get(send.topic) or self._way(send.topic)
@@ -144,6 +147,7 @@ class WorkerProducer:
 
     def poll(self) -> None:
         """Take what the brokers have acknowledged."""
+        self._polled_s = time.monotonic()
         self._prompt.poll(0)
         self._patient.poll(0)
         for tell in self._taken:
