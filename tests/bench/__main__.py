@@ -22,6 +22,9 @@ from rich.table import Table  # noqa: E402
 
 from stream.broker.embedded import EmbeddedBroker  # noqa: E402
 from stream.broker.topic_admin import Topic, create_topics  # noqa: E402
+from stream.settings import Settings  # noqa: E402
+
+PRODUCTION = Settings.model_construct()  # what stands in settings.py, whatever the environment says
 
 console = Console(stderr=True)
 
@@ -36,8 +39,8 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--partitions", type=int, default=1, help="of each topic in the latency run; a worker's rounds are cut by them"
     )
-    parser.add_argument("--tick-s", type=float, default=5.0, help="how often the learner may publish")
-    parser.add_argument("--snapshot-s", type=float, default=10.0, help="how often snapshots are taken")
+    parser.add_argument("--tick-s", type=float, default=5.0, help="how often the learner may publish, in the rounds")
+    parser.add_argument("--snapshot-s", type=float, default=10.0, help="how often snapshots are taken, in the rounds")
     parser.add_argument("--timeout-s", type=float, default=300.0, help="of one run")
     parser.add_argument("--smoke", action="store_true", help="small; fails on nonsense, not on noise")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
@@ -102,8 +105,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                 directory,
                 rate=given.rate,
                 seconds=given.seconds,
-                tick_s=given.tick_s,
-                snapshot_s=given.snapshot_s,
+                # As a worker does by itself; of a short run, so that both fall into it.
+                tick_s=min(PRODUCTION.tick_every_s, given.seconds / 2),
+                snapshot_s=min(PRODUCTION.snapshot_every_s, given.seconds / 2),
                 partitions=given.partitions,
             )
     return summary(given, figures, absent, times, load.value_bytes_mean)

@@ -42,8 +42,9 @@ def whole_way(found: dict[str, Any]) -> str:
     text = f"""## The whole way, beside the peers in one run
 
 {source(found)}
-{found["payments"]:,} payments of {found["value_bytes"]} bytes, 50,000 accounts, checkpoints each second, snapshots,
-labels, versions; CPU from `/proc` between 20 % and 95 % of the answers. Load average at the end of our rounds:
+{found["payments"]:,} payments of {found["value_bytes"]} bytes, 50,000 accounts, checkpoints each second,
+{found["ours"]["snapshots"]} snapshots in a round, labels, versions;
+CPU from `/proc` between 20 % and 95 % of the answers. Load average at the end of our rounds:
 {", ".join(map(str, found["load_average"]))}.
 
 {table(head, rows)}
