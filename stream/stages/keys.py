@@ -12,10 +12,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from stream.features import PLAIN_ROWS
 from topics.payment import ID_LENGTH_MAX, Payment
 
 PID_BYTES = 16
-FEW = 4  # for fewer, one by one is quicker
 CACHED_MAX = 400_000  # an entity comes again soon, and its hashes with it; at most about 500 bytes each
 CACHED_CHARS_MAX = 2 * ID_LENGTH_MAX  # of a tenant's and an entity's id together
 
@@ -97,7 +97,7 @@ _entities = _Entities()
 
 def entities_of(tenants: Sequence[str], ids: Sequence[str], partitions: int) -> list[Entity]:
     """`entity_of` each (tenant, id); at once where there is one tenant, as in most runs."""
-    if len(ids) < FEW or len(set(tenants)) != 1:
+    if len(ids) < PLAIN_ROWS or len(set(tenants)) != 1:
         return [entity_of(tenant, one, partitions) for tenant, one in zip(tenants, ids, strict=True)]
     tenant = tenants[0]
     found = list(map(_entities.of(tenant, partitions).get, ids))
@@ -139,7 +139,7 @@ def pids64(pids: Sequence[bytes]) -> NDArray[np.uint64]:
     >>> pids64([bytes([1]) + bytes(15), bytes(16)])
     array([1, 0], dtype=uint64)
     """
-    if len(pids) < FEW:
+    if len(pids) < PLAIN_ROWS:
         return np.array([pid64(pid) for pid in pids], np.uint64)
     return np.frombuffer(b"".join(pids), "<u8")[::2].astype(np.uint64)
 

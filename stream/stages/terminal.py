@@ -20,7 +20,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from stream.errors import InternalError
-from stream.features import ENTITY_FEATURES, ENTITY_INDEX, PLAIN_ROWS, local_minutes
+from stream.features import ENTITY_FEATURES, ENTITY_INDEX, local_minutes
 from stream.model.sampling import NOTABLE_PROBABILITY, percent_known
 from stream.rules.policy import VERDICTS
 from stream.stages import keys, pending
@@ -169,8 +169,8 @@ class TerminalStage:
         self._answer(run, placed, payers, decided, out)
         entities = [terminal.key if names else b"" for terminal, names in zip(terminals, at_terminal, strict=True)]
         self._await_truth(payments, pids, entities, decided)
-        for i in _unlabelled(rows.payment):
-            if payments[i].mode != "test":
+        for i, number in enumerate(rows.payment.tolist()):
+            if number % UNLABELLED_ONE_IN == 0 and payments[i].mode != "test":
                 self._show(run[i], placed[i], decided.rows[i], out)
         self._count(payments, decided)
         g = self._globals
@@ -180,8 +180,8 @@ class TerminalStage:
     def _count(self, payments: Sequence[Payment], decided: Decided) -> None:
         """Payments that were decided, and their verdicts by mode."""
         self.counts["decided"] += len(payments)
-        pairs = [(payment.mode, code) for payment, code in zip(payments, decided.verdict, strict=True)]
-        for (mode, code), n in Counter(pairs).items() if pairs[1:] else [(pairs[0], 1)]:
+        modes = [payment.mode for payment in payments]
+        for (mode, code), n in Counter(zip(modes, decided.verdict, strict=True)).items():
             if mode != "backfill":
                 self.counts[VERDICTS[code] if mode == "live" else f"test:{VERDICTS[code]}"] += n
 
@@ -237,13 +237,8 @@ class TerminalStage:
             for payment, declines, probability in zip(payments, decided.declines, decided.probability, strict=True)
         ]
         row_keys = keys.time_keys(keys.TABLE_PENDING, [payment.event_time for payment in payments], pids)
-        rows = {
-            key: row
-            for key, row, payment in zip(
-                row_keys, pending.pack_new(flags, entities, decided.rows), payments, strict=True
-            )
-            if payment.mode != "test"
-        }
+        packed = pending.pack_new(flags, entities, decided.rows)
+        rows = {key: row for key, row, p in zip(row_keys, packed, payments, strict=True) if p.mode != "test"}
         self._state.put_all(keys.TABLE_PENDING, rows)
         cursor = self._globals.cursor
         if rows and min(rows) < cursor:
@@ -502,13 +497,6 @@ class TerminalStage:
             source,
         )
         out.journal(step, EXAMPLES, 0, example)
-
-
-def _unlabelled(numbers: NDArray[np.uint64]) -> list[int]:
-    """Which payments, by their hashes, the learner is shown without a label: one in `UNLABELLED_ONE_IN`."""
-    if len(numbers) < PLAIN_ROWS:
-        return [i for i, number in enumerate(numbers.tolist()) if not number % UNLABELLED_ONE_IN]
-    return np.flatnonzero(numbers % UNLABELLED_ONE_IN == 0).tolist()
 
 
 def _event_ms(key: bytes) -> int:

@@ -203,8 +203,8 @@ class EntityWindows:
 
     def _find(self, hashes: NDArray[np.int64], found: NDArray[np.int32]) -> int:
         """Slots by the hashes of keys, -1 of those that are not in memory; how many are not."""
-        arrays: tuple[Any, ...] = (hashes[0], hashes[1], self._table, found, self._used)
-        return self._kernel["find"](*(map(memoryview, arrays) if self.plain else arrays), self._tick)
+        arrays = map(self._view, (hashes[0], hashes[1], self._table, found, self._used))
+        return self._kernel["find"](*arrays, self._tick)
 
     def _load(
         self,

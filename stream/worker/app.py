@@ -17,13 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from stream import collector, self_check
 from stream.broker.topic_admin import describe_topics, id_bytes
 from stream.errors import ConfigurationError, OperatorError, StateError
-from stream.features import PLAIN_ROWS
 from stream.runner.errors import CANNOT_GO_ON, ForeignState, StateBehindLog, StepFailed, Unreadable
 from stream.runner.partition import PartitionRunner, Reseek, Send, no_crash, suppress_below
 from stream.settings import Settings
@@ -79,7 +77,7 @@ STAGES = {
 }
 OUTPUTS = (DECISIONS, DETAILS, DEAD_LETTERS)
 ACK_POLL_S, ACK_POLL_S_MAX = 0.002, 0.02  # twice as long each time: some topics' records gather for 100 ms
-POLL_EVERY_S = 0.25
+IDLE_POLL_S = 0.25
 BATCH_BYTES = 512 << 10  # of one step: some thousand payments, a tenth of a second
 CHECKPOINT_PAUSE_S_MIN = 0.05
 CHECKPOINT_PAUSE_S_MAX = 10.0
@@ -198,7 +196,7 @@ class Worker:
         self.settings = settings
         self.hosts: dict[TP, Host] = {}
         self.topology = Topology(settings)
-        self.latency_counts = np.zeros(len(LATENCY_BUCKETS_S) + 1, np.int64)
+        self.latency_counts = [0] * (len(LATENCY_BUCKETS_S) + 1)
         self.latency_sum_s = 0.0
         self.checkpoint_seconds: list[float] = []
         self.checkpoints = 0
@@ -490,7 +488,7 @@ class Worker:
 
     async def _work(self, arrived: Round) -> None:
         """A step for each part. What small steps send goes out together: a broker is asked once for each partition, and
-        not for each step. Nothing is awaited between a step and its sends."""
+        not for each step. A checkpoint that begins before that waits for it: sends count from when they are made."""
         turn_s = time.monotonic()
         made: list[tuple[PartitionRunner, list[Send]]] = []
         for fetched in arrived.parts:
@@ -542,20 +540,11 @@ class Worker:
     def _measure(self, stage: TerminalStage) -> None:
         """Time from the broker's timestamp of a payment to the moment its answer is handed to the producer."""
         answered, stage.answered_at_ms = stage.answered_at_ms, []
-        if not answered:
-            return
         now_s = time.time()
-        if len(answered) < PLAIN_ROWS:
-            for at_ms in answered:
-                waited_s = max(now_s - at_ms / 1000.0, 0.0)
-                self.latency_counts[bisect_left(LATENCY_BUCKETS_S, waited_s)] += 1
-                self.latency_sum_s += waited_s
-            return
-        seconds = np.maximum(now_s - np.array(answered, np.float64) / 1000.0, 0.0)
-        self.latency_counts += np.bincount(
-            np.searchsorted(LATENCY_BUCKETS_S, seconds), minlength=len(self.latency_counts)
-        )
-        self.latency_sum_s += float(seconds.sum())
+        for at_ms in answered:
+            waited_s = max(now_s - at_ms / 1000.0, 0.0)
+            self.latency_counts[bisect_left(LATENCY_BUCKETS_S, waited_s)] += 1
+            self.latency_sum_s += waited_s
 
     def _stop(self, host: Host, error: Exception) -> None:
         host.stop(error)
@@ -724,7 +713,7 @@ class Worker:
         self._much_changed.clear()
         await asyncio.sleep(CHECKPOINT_PAUSE_S_MIN)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
+            async with asyncio.timeout(pause_s - CHECKPOINT_PAUSE_S_MIN):
                 await self._much_changed.wait()
 
     async def _checkpoint(self, hosts: Iterable[Host], acks_s_max: float) -> None:
@@ -816,7 +805,7 @@ class Worker:
     async def _polls(self) -> None:
         """Acknowledgements are taken also when nothing arrives. Who waits for them, a checkpoint, asks by itself."""
         while True:
-            await asyncio.sleep(POLL_EVERY_S)
+            await asyncio.sleep(IDLE_POLL_S)
             self.producer.poll()
 
     async def _watches(self) -> None:

@@ -387,7 +387,7 @@ class Observer:
     def _process(self) -> Iterator[Sample]:
         worker = self._worker
         membership = worker.membership
-        counts = worker.latency_counts.tolist()
+        counts = worker.latency_counts.copy()
         yield Sample("answer_latency_seconds", Distribution(self._latency_bounds_s, counts, worker.latency_sum_s))
         with self._lock:
             checkpoints = Distribution(CHECKPOINT_BOUNDS_S, list(self._checkpoint_counts), self._checkpoint_sum_s)

@@ -15,16 +15,13 @@ from history import described, record  # noqa: E402
 from latency import latency  # noqa: E402
 from load import make_load  # noqa: E402
 from meter import BenchFailed, Figure  # noqa: E402
-from ours import publish_payments, run_ours  # noqa: E402
+from ours import PRODUCTION, publish_payments, run_ours  # noqa: E402
 from peers import PARTITIONS, SHARE, NotPresent, prepare, run_peer  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from stream.broker.embedded import EmbeddedBroker  # noqa: E402
 from stream.broker.topic_admin import Topic, create_topics  # noqa: E402
-from stream.settings import Settings  # noqa: E402
-
-PRODUCTION = Settings.model_construct()  # what stands in settings.py, whatever the environment says
 
 console = Console(stderr=True)
 

@@ -23,7 +23,7 @@ from topics.limits import LIMITS_DEFAULT
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-c", "from stream.cli.main import main; main()", "worker", "--log-level", "WARNING")
 PARTITIONS = 2  # as many as there are cores for workers: at a given rate, each further one means smaller batches
-START_S_MAX = 120.0
+PRODUCTION = Settings.model_construct()  # what stands in settings.py, whatever the environment says
 _numbers = itertools.count()
 
 

@@ -11,18 +11,16 @@ from typing import Any
 
 from load import START_MS
 from meter import Figure, threads_s
+from ours import PRODUCTION
 from scale_load import Stream
 from scale_run import AFTER_FROZEN_S, FROZEN_S, Running, bench, running
 from scale_verdict import Row, say, verdict
-
-from stream.settings import Settings
 
 LIGHT_CORES, IDLE_CORES = 0.05, 0.02
 RATE = 10.0
 WARM = 2_000
 SLICE_S = 5.0
 TWO_SHARE = 1.15
-PRODUCTION = Settings.model_construct()  # what stands in settings.py, whatever the environment says
 
 
 def cores(found: Running, seconds: float) -> tuple[float, dict[str, float]]:

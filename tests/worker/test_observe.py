@@ -63,7 +63,7 @@ def _worker(runner: SimpleNamespace) -> SimpleNamespace:
         ),
         checkpoints=0,
         checkpoint_seconds=[],
-        latency_counts=SimpleNamespace(tolist=lambda: [0, 0]),
+        latency_counts=[0, 0],
         latency_sum_s=0.0,
         disk_full=False,
         snapshots_failing={},
