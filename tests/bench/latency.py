@@ -1,4 +1,8 @@
-"""Payment acknowledged → answer readable: open loop; producer and consumer in processes of their own."""
+"""Payment acknowledged → answer readable: open loop; producer and consumer in processes of their own.
+
+Beside it the same from the broker's own timestamp of the payment, which is before its acknowledgement: what a sender
+that waits for a core sees late makes the first figure smaller than it is, and cannot touch the second.
+"""
 
 import math
 import multiprocessing
@@ -29,21 +33,23 @@ class _Answer(msgspec.Struct):
 def produce(
     bootstrap: str, topic: str, payments: list[tuple[bytes, bytes]], ids: list[str], rate: float, out: "Queue[Any]"
 ) -> None:
-    """Payment i is due at i / rate, however long sending takes. Gives back id → time of the acknowledgement (ns)."""
+    """Payment i is due at i / rate, however long sending takes. Gives back id → (time of the acknowledgement, ns; the
+    broker's timestamp, ns of the same clock and up to 1 ms early)."""
     # Its linger is librdkafka's own, 5 ms: what it costs lies before the acknowledgement, where the clock starts.
     producer = Producer({"bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True})
-    acked: dict[str, int] = {}
+    acked: dict[str, tuple[int, int]] = {}
+    wall_ns = time.time_ns() - time.monotonic_ns()
     over = threading.Event()
 
     def listen() -> None:
-        """`poll` sleeps until there is an acknowledgement: its time is exact, and nobody looks in vain."""
+        """`poll` sleeps until there is an acknowledgement: nobody looks in vain."""
         while not over.is_set():
             producer.poll(0.2)
 
     def delivered(payment_id: str) -> Any:
-        def report(error: Any, _message: Any) -> None:
+        def report(error: Any, message: Any) -> None:
             if error is None:
-                acked[payment_id] = time.monotonic_ns()
+                acked[payment_id] = (time.monotonic_ns(), message.timestamp()[1] * 1_000_000 - wall_ns)
 
         return report
 
@@ -99,6 +105,13 @@ def percentile(sorted_ms: list[float], q: float) -> float:
     return sorted_ms[min(len(sorted_ms) - 1, math.ceil(q * len(sorted_ms)) - 1)] if sorted_ms else math.nan
 
 
+def _figures(ms: list[float]) -> dict[str, float | None]:
+    """Percentiles; null: it is a payment that was never answered."""
+    ms.sort()
+    figures = {name: percentile(ms, q) for name, q in (("p50", 0.5), ("p99", 0.99), ("p99_9", 0.999), ("max", 1.0))}
+    return {name: None if math.isinf(value) else round(value, 2) for name, value in figures.items()}
+
+
 def latency(
     bootstrap: str,
     directory: Path,
@@ -144,15 +157,15 @@ def latency(
         acked, late_s = acks.get(timeout=60)
         worker_cores = (cpu_s(process.pid) - cpu_before_s) / (time.monotonic() - began_s)
         read: dict[str, int] = reads.get(timeout=limit_s + 30)
-    ms = sorted((read[i] - acked[i]) / 1e6 if i in read else math.inf for i in acked)
-    if not ms:
+    if not acked:
         raise BenchFailed("no payment of the latency run was acknowledged")
-    unanswered = sum(1 for value in ms if math.isinf(value))
-    figures = {name: percentile(ms, q) for name, q in (("p50", 0.5), ("p99", 0.99), ("p99_9", 0.999), ("max", 1.0))}
     return {
-        **{name: None if math.isinf(value) else round(value, 2) for name, value in figures.items()},
-        "unanswered": unanswered,
-        "payments": len(ms),
+        **_figures([(read[i] - at_ns) / 1e6 if i in read else math.inf for i, (at_ns, _) in acked.items()]),
+        "from_append": _figures(
+            [(read[i] - at_ns) / 1e6 if i in read else math.inf for i, (_, at_ns) in acked.items()]
+        ),
+        "unanswered": len(acked.keys() - read.keys()),
+        "payments": len(acked),
         "rate": rate,
         "seconds": seconds,
         "partitions": partitions,

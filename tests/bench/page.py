@@ -56,14 +56,23 @@ By thread of ours, CPU µs a payment: {threads}.
         [name.replace("_", "."), "never" if times[name] is None else f"{times[name]:.1f}", f"{target:g}"]
         for name, target in LATENCY_TARGETS.items()
     ]
+    append = times.get("from_append")
+    bound = (
+        ""
+        if append is None
+        else f"""
+From the broker's own timestamp of a payment, which is before its acknowledgement and which no busy sender sees late:
+{append["p50"]} / {append["p99"]} / {append["p99_9"]} ms (never answered: None).
+"""
+    )
     return f"""{text}
 ### Latency
 
 Payment acknowledged to answer readable, {times["rate"]:g} payments/s for {times["seconds"]:g} s, open loop; producer,
-broker, worker and reader on the same two cores; {times.get("partitions", 2)} partition(s) a topic, one worker. Never
+broker, worker and reader on the same two cores; partitions a topic: {times.get("partitions", 2)}, one worker. Never
 answered: {times["unanswered"]} of {times["payments"]:,}. The worker used {times["worker_cores"]:.2f} of a core.
 
-{table(["", "ms", "target"], rows)}"""
+{table(["", "ms", "target"], rows)}{bound}"""
 
 
 def hop(found: dict[str, Any]) -> str:
