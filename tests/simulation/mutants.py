@@ -457,7 +457,7 @@ MUTANTS = (
     # ---- found by trying what the lists above would not show; each lived until a check was written for it ----
     Mutant(
         "a test payment teaches",
-        ((TERMINAL, '            if payment.mode == "test":\n', '            if payment.mode == "none":\n'),),
+        ((TERMINAL, 'strict=True) if p.mode != "test"}', 'strict=True) if p.mode != "none"}'),),
     ),
     Mutant(
         "the engine is forgotten at a restart",
