@@ -1,0 +1,1 @@
+"""Runs of payments as columns: arrays of one length that kernels work on."""
