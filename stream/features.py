@@ -198,6 +198,7 @@ COMBINATIONS_MAX: Final = 65_536
 PLAIN_ROWS: Final = 10  # of fewer payments than this, plain Python is faster than numpy's calls
 NAN: Final = float("nan")
 
+CODES_WIDTH: Final = len(PAYMENT_FEATURES) - 3
 _HEAD: Final = struct.Struct("=3f")
 _EXACT: Final = 2**53  # a greater amount would be rounded twice on its way to float32
 
@@ -237,6 +238,11 @@ def _codes_of(combination: tuple[str | None, ...]) -> bytes:
             _codes_seen.clear()
         _codes_seen[combination] = row
     return row
+
+
+def codes_of(payment: Payment) -> bytes:
+    """The last CODES_WIDTH of its PAYMENT_FEATURES, float32: those that are codes."""
+    return _codes_of(_coded(payment))
 
 
 def payment_features(

@@ -14,7 +14,16 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 
 # Room -> the rooms of ours that it may import (itself always).
 CORE: Final = frozenset(
-    {"topics", "stream.errors", "stream.version", "stream.bits", "stream.windows", "stream.features", "stream.model"}
+    {
+        "topics",
+        "stream.errors",
+        "stream.version",
+        "stream.bits",
+        "stream.windows",
+        "stream.features",
+        "stream.columns",
+        "stream.model",
+    }
 )
 INNER: Final = CORE | {"stream.rules", "stream.stages", "stream.runner"}
 SEEN_BY: Final[dict[str, frozenset[str]]] = {
@@ -25,6 +34,7 @@ SEEN_BY: Final[dict[str, frozenset[str]]] = {
     "stream.bits": frozenset(),
     "stream.windows": frozenset({"topics", "stream.errors", "stream.bits"}),
     "stream.features": frozenset({"topics", "stream.errors", "stream.bits", "stream.windows"}),
+    "stream.columns": frozenset({"topics", "stream.bits", "stream.features"}),
     "stream.model": frozenset({"topics", "stream.errors", "stream.bits", "stream.features"}),
     "stream.rules": frozenset({"topics", "stream.errors", "stream.bits", "stream.features"}),
     "stream.stages": CORE | {"stream.rules"},

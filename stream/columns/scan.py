@@ -84,30 +84,93 @@ assert np.dtype("<f8").isnative, "floats are written from the last byte to the f
 class Scanned(NamedTuple):
     """n payments as columns; where `plain` is False, nothing else of the row means anything. -1, 0 or NaN: absent.
 
-    Spans are places in `blob`, start and end: the canonical bytes, the fingerprint's source, the coded fields that are
-    set (pairs of msgpack without a header), the keys of account and terminal (the account's where none is named), and
-    the bare names of tenant, payment, account, terminal. `account_at` has a second end: until there, what
-    `payment_hash` hashes goes on, from its start + 1.
+    `ints` int64 (6, n) by INT_COLUMNS, `floats` float32 (2, n) by FLOAT_COLUMNS, `marks` bool (FLAGS, n). `spans` int32
+    (n, SPANS): places in `texts`, of which `blob` is what is used. Start and end of the canonical bytes, of the
+    fingerprint's source, of the coded fields that are set (pairs of msgpack without a header), of the keys of account
+    and terminal (the account's where none is named), and of the bare names of tenant, payment, account, terminal.
+    `account_at` has a second end: until there, what `payment_hash` hashes goes on, from its start + 1.
     """
 
-    plain: NDArray[np.bool_]  # (n) as all that follow, where nothing else is said
-    event_ms: NDArray[np.int64]
-    amount: NDArray[np.int64]
-    billing_amount: NDArray[np.int64]  # -1: absent
-    respond_by: NDArray[np.int64]  # -1: absent
-    attempt: NDArray[np.int64]  # 0: absent
-    utc_offset_min: NDArray[np.int64]  # 0: absent, or Greenwich
-    latitude: NDArray[np.float32]
-    longitude: NDArray[np.float32]
+    ints: NDArray[np.int64]
+    floats: NDArray[np.float32]
+    marks: NDArray[np.bool_]
+    spans: NDArray[np.int32]
+    texts: NDArray[np.uint8]
     blob: bytes
-    canonical_at: NDArray[np.int32]  # (n, 2)
-    print_at: NDArray[np.int32]  # (n, 2)
-    codes_at: NDArray[np.int32]  # (n, 2)
-    account_at: NDArray[np.int32]  # (n, 3)
-    terminal_at: NDArray[np.int32]  # (n, 2)
-    names_at: NDArray[np.int32]  # (n, 8)
-    has_terminal: NDArray[np.bool_]
-    test: NDArray[np.bool_]
+
+    @property
+    def plain(self) -> NDArray[np.bool_]:
+        return self.marks[PLAIN]
+
+    @property
+    def has_terminal(self) -> NDArray[np.bool_]:
+        return self.marks[HAS_TERMINAL]
+
+    @property
+    def test(self) -> NDArray[np.bool_]:
+        return self.marks[IS_TEST]
+
+    @property
+    def event_ms(self) -> NDArray[np.int64]:
+        return self.ints[0]
+
+    @property
+    def amount(self) -> NDArray[np.int64]:
+        return self.ints[1]
+
+    @property
+    def billing_amount(self) -> NDArray[np.int64]:
+        """-1: absent."""
+        return self.ints[2]
+
+    @property
+    def respond_by(self) -> NDArray[np.int64]:
+        """-1: absent."""
+        return self.ints[3]
+
+    @property
+    def attempt(self) -> NDArray[np.int64]:
+        """0: absent."""
+        return self.ints[4]
+
+    @property
+    def utc_offset_min(self) -> NDArray[np.int64]:
+        """0: absent, or Greenwich."""
+        return self.ints[5]
+
+    @property
+    def latitude(self) -> NDArray[np.float32]:
+        return self.floats[0]
+
+    @property
+    def longitude(self) -> NDArray[np.float32]:
+        return self.floats[1]
+
+    @property
+    def canonical_at(self) -> NDArray[np.int32]:
+        return self.spans[:, CANONICAL_AT:PRINT_AT]
+
+    @property
+    def print_at(self) -> NDArray[np.int32]:
+        return self.spans[:, PRINT_AT:CODES_AT]
+
+    @property
+    def codes_at(self) -> NDArray[np.int32]:
+        return self.spans[:, CODES_AT:ACCOUNT_AT]
+
+    @property
+    def account_at(self) -> NDArray[np.int32]:
+        """(n, 3)"""
+        return self.spans[:, ACCOUNT_AT:TERMINAL_AT]
+
+    @property
+    def terminal_at(self) -> NDArray[np.int32]:
+        return self.spans[:, TERMINAL_AT:NAMES_AT]
+
+    @property
+    def names_at(self) -> NDArray[np.int32]:
+        """(n, 8)"""
+        return self.spans[:, NAMES_AT:]
 
 
 def scan_payments(values: Sequence[bytes], limits: Limits) -> Scanned:
@@ -136,28 +199,7 @@ def scan_payments(values: Sequence[bytes], limits: Limits) -> Scanned:
         )  # fmt: skip
         used = scan(*(map(_bare, arrays) if _DISABLE_JIT else arrays))
     assert used <= len(out), "see _room"
-    event_ms, amount, billing_amount, respond_by, attempt, utc_offset_min = ints
-    latitude, longitude = floats.astype(np.float32)
-    return Scanned(
-        flags[PLAIN],
-        event_ms,
-        amount,
-        billing_amount,
-        respond_by,
-        attempt,
-        utc_offset_min,
-        latitude,
-        longitude,
-        out[:used].tobytes(),
-        spans[:, CANONICAL_AT:PRINT_AT],
-        spans[:, PRINT_AT:CODES_AT],
-        spans[:, CODES_AT:ACCOUNT_AT],
-        spans[:, ACCOUNT_AT:TERMINAL_AT],
-        spans[:, TERMINAL_AT:NAMES_AT],
-        spans[:, NAMES_AT:],
-        flags[HAS_TERMINAL],
-        flags[IS_TEST],
-    )
+    return Scanned(ints, floats.astype(np.float32), flags, spans, out, out[:used].tobytes())
 
 
 _DISABLE_JIT: Final = bool(getattr(numba, "config").DISABLE_JIT)  # noqa: B009 (numba does not declare it)

@@ -16,7 +16,7 @@ from msgspec import Struct, structs
 from stream.errors import InternalError, OperatorError
 from stream.features import FEATURES_VERSION, MODEL_NAMES
 from stream.stages.stage import Record
-from topics.journal import EXAMPLE_MATURED, EXAMPLE_UNLABELLED, FIRST_PREV, LAYOUT, Example, decode_block
+from topics.journal import EXAMPLE_MATURED, EXAMPLE_UNLABELLED, FIRST_PREV, LAYOUT, LAYOUT_OLDEST, Example, decode_block
 from topics.undecodable import UNDECODABLE
 
 pq: Any = pyarrow.parquet
@@ -66,8 +66,8 @@ def examples_of(records: Iterable[Record], skipped: Collection[int] = ()) -> Ite
     for record in records:
         try:
             block = decode_block(record.value or b"")
-            if block.layout != LAYOUT:
-                raise msgspec.DecodeError(f"layout {block.layout}, this release reads {LAYOUT}")
+            if not LAYOUT_OLDEST <= block.layout <= LAYOUT:
+                raise msgspec.DecodeError(f"layout {block.layout}, this release reads {LAYOUT_OLDEST} to {LAYOUT}")
         except UNDECODABLE as error:
             if record.offset in skipped:
                 continue

@@ -30,11 +30,15 @@ from topics.journal import (
     BLOCK_ITEMS_MAX,
     FIRST_PREV,
     LAYOUT,
+    LAYOUT_OLDEST,
     Block,
     Item,
+    PlacedRun,
     Raw,
-    decode_block,
+    decode_dense,
     encode_block,
+    last_n_of,
+    width_of,
 )
 
 META_KEY = b"\x00meta"
@@ -240,9 +244,9 @@ class PartitionRunner:
     def _decoded(self, record: Record, first: int) -> Block | None:
         """The block in a record; None: it cannot be read, and is skipped. `first`: of the fetch, for the error."""
         try:
-            block = decode_block(record.value or b"")
-            if block.layout != LAYOUT:
-                raise msgspec.DecodeError(f"layout {block.layout}, this release reads {LAYOUT}")
+            block = decode_dense(record.value or b"")
+            if not LAYOUT_OLDEST <= block.layout <= LAYOUT:
+                raise msgspec.DecodeError(f"layout {block.layout}, this release reads {LAYOUT_OLDEST} to {LAYOUT}")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             if record.offset in self.skips:
                 return None
@@ -265,6 +269,8 @@ class PartitionRunner:
         last = self._origins.get(sender, FIRST_PREV)
         prev = block.prev
         admitted: list[Step] = []
+        if block.layout > LAYOUT_OLDEST:
+            return self._admit_dense(record, block, sender)
         for i, item in enumerate(items):
             this = (item.offset, item.n)
             if this > last:
@@ -277,6 +283,31 @@ class PartitionRunner:
             else:
                 self.dropped_items += 1
             prev = this
+        if admitted:
+            self._origins[sender] = last
+            self.open_gaps.pop(sender, None)
+        return admitted
+
+    def _admit_dense(self, record: Record, block: Block, sender: tuple[bytes, int]) -> list[Step]:
+        """The same of a block with runs. One of which a part was here (another release may have cut it elsewhere) is
+        spread out."""
+        last, prev, place = self._origins.get(sender, FIRST_PREV), block.prev, 0
+        admitted: list[Step] = []
+        for item in block.items:
+            cut = type(item) is PlacedRun and (item.offset, item.n) <= last < (item.offset, item.last_n)
+            for part in item.spread() if cut and type(item) is PlacedRun else (item,):
+                this, width = (part.offset, part.n), width_of(part)
+                end = (part.offset, last_n_of(part))
+                if this <= last:
+                    self.dropped_items += width
+                elif prev == last:
+                    admitted.append(Step(record.offset, place, record.at_ms, sender, part))
+                    last = end
+                else:
+                    self.gap_items += width
+                    self.open_gaps.setdefault(sender, last)
+                prev = end
+                place += width
         if admitted:
             self._origins[sender] = last
             self.open_gaps.pop(sender, None)
@@ -382,6 +413,7 @@ class _Outbox:
         self._sends: list[Send] = []
         self._open: dict[tuple[str, int], list[Item]] = {}
         self._raw_bytes: dict[tuple[str, int], int] = {}
+        self._in_runs: dict[tuple[str, int], int] = {}  # by how much a block's runs make it longer than it looks
         self._offset = -1
         self._gather = runner.gather
         self._generation = runner.generation
@@ -395,7 +427,7 @@ class _Outbox:
         items = self._open.get(to)
         if items is None:
             items = self._open[to] = []
-        elif len(items) >= BLOCK_ITEMS_MAX:
+        elif len(items) + self._beyond(to, item) >= BLOCK_ITEMS_MAX:
             self._close(to)
             items = self._open[to] = []
         if type(item) is Raw:  # all else is bounded by what came in, plus some hundred bytes of features
@@ -404,7 +436,14 @@ class _Outbox:
                 self._close(to)
                 items = self._open[to] = []
             self._raw_bytes[to] = (self._raw_bytes[to] if items else 0) + size
+        elif type(item) is PlacedRun:
+            self._in_runs[to] = self._in_runs.get(to, 0) + item.count - 1
         items.append(item)
+
+    def _beyond(self, to: tuple[str, int], item: Item) -> int:
+        """By how much the block that is open, with this item in it, is longer than it looks."""
+        of_item = item.count - 1 if type(item) is PlacedRun else 0
+        return of_item + self._in_runs.get(to, 0) if self._in_runs else of_item
 
     def records(self, steps: Sequence[Step], topic: str, rows: Sequence[Row]) -> None:
         runner, generation = self._runner, self._generation
@@ -421,12 +460,13 @@ class _Outbox:
             return
         runner = self._runner
         block = Block(
+            layout=LAYOUT_OLDEST if self._in_runs.pop(to, None) is None else LAYOUT,
             sender=runner.journal.topic_id,
             partition=runner.journal.partition,
             prev=runner.last_sent(*to),
             items=items,
         )
-        runner.sent_up_to(*to, (items[-1].offset, items[-1].n))
+        runner.sent_up_to(*to, (items[-1].offset, last_n_of(items[-1])))
         self._sends.append(Send(*to, None, encode_block(block), [], self._generation))
 
     def _close_all(self) -> None:

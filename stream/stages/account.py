@@ -22,7 +22,28 @@ from typing import NamedTuple, cast
 import msgspec
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
+from stream.columns.combinations import UNKNOWN, Combinations
+from stream.columns.runs import (
+    AMOUNT,
+    AT_MS,
+    CATEGORY,
+    EVENT_MS,
+    FEW,
+    HASH,
+    LABEL_CLOCK,
+    MINUTES,
+    OTHER,
+    TARGET,
+    Checked,
+    check,
+    find_late,
+    place,
+    placed_runs,
+)
+from stream.columns.scan import ACCOUNT_AT, NAMES_AT, Scanned, scan_payments
 from stream.features import local_minutes
 from stream.stages import keys
 from stream.stages.answers import SKIPPED, Answerer, clean_traceparent
@@ -30,7 +51,7 @@ from stream.stages.control import Meaning
 from stream.stages.observe import keep, kept_in, observations
 from stream.stages.stage import Outbox, Step, origin_n, runs_of
 from stream.stages.state import State
-from stream.windows.entity import EntityWindows
+from stream.windows.entity import EntityWindows, Observations
 from topics.codec import Parsed, parse_label, parse_payment, parse_update
 from topics.journal import (
     LABELS,
@@ -57,6 +78,7 @@ EPOCH_MAX = TIME_MS_BOUND // EPOCH_MS
 ORPHANS_MAX = 100_000
 LABELS_MAX = 32
 CLOCK_STEP_MS = 3_600_000
+RUN_MAX = 5_000  # payments that are taken in columns at once: some 10 MB
 
 
 class _Entry(NamedTuple):
@@ -105,6 +127,55 @@ class _First(Struct, frozen=True, gc=False):
     account: keys.Entity
     terminal: keys.Entity  # of a payment without one, its account: by that it is routed
     adopts: bool  # labels or updates are here that wait for it
+
+
+class _Identified(NamedTuple):
+    """The plain payments `start` to `end` of a run. `hashes` uint64 (2, n): `other64` of their accounts and terminals,
+    of a payment without a terminal its account's."""
+
+    start: int
+    end: int
+    pids: list[bytes]
+    account_keys: list[bytes]
+    hashes: NDArray[np.uint64]
+
+
+class _Plain:
+    """A run of payments as they were scanned. `marks`: see `stream.columns.runs`."""
+
+    def __init__(self, steps: Sequence[Step], raws: Sequence[Raw], scanned: Scanned, numbers: list[int]) -> None:
+        self.steps = steps
+        self.raws = raws
+        self.scanned = scanned
+        self.numbers = numbers
+        self.marks = np.array(
+            [
+                [raw.at_ms for raw in raws],
+                [raw.offset for raw in raws],
+                [step.offset for step in steps],
+                [origin_n(step, 0) for step in steps],
+                numbers,
+            ],
+            np.int64,
+        )
+        self.traced = any(raw.traceparent is not None for raw in raws)
+
+    def identified(self, start: int, end: int) -> _Identified:
+        blob = self.scanned.blob
+        keys_at = self.scanned.spans[start:end, ACCOUNT_AT:NAMES_AT].tolist()
+        return _Identified(
+            start,
+            end,
+            keys.text_hashes([blob[a + 1 : c] for a, _, c, _, _ in keys_at]),
+            [blob[a:b] for a, b, _, _, _ in keys_at],
+            np.array(
+                [
+                    [xxh3_64_intdigest(blob[a + 1 : b]) for a, b, _, _, _ in keys_at],
+                    [xxh3_64_intdigest(blob[a + 1 : b]) for _, _, _, a, b in keys_at],
+                ],
+                np.uint64,
+            ),
+        )
 
 
 class _Repeated(Struct, frozen=True, gc=False):
@@ -165,6 +236,7 @@ class AccountStage:
             self._globals.ledger_to_epoch = EPOCH_MAX  # a state of before it was kept
         self._watermarks = {(topic, part): ms for topic, part, ms in self._globals.watermarks}
         self._ledger: dict[bytes, bytes] = {}
+        self._combinations = Combinations()
 
     # ---- the stage ----
 
@@ -172,7 +244,7 @@ class AccountStage:
         of_payments = [type(step.item) is Raw and step.item.source == PAYMENTS for step in steps]
         for payments, start, end in runs_of(of_payments):
             if payments:
-                self._payments(*self._parsed(steps[start:end], out), out)
+                self._take(steps[start:end], out)
             else:
                 for step in steps[start:end]:
                     self._other(step, step.item, out)
@@ -203,13 +275,156 @@ class AccountStage:
         """Labels observed before this have come through this partition; ms UTC, 0: none yet."""
         return self._globals.label_clock_ms
 
-    # ---- payments ----
+    # ---- payments in columns: plain ones, which are nearly all ----
 
-    def _parsed(self, run: Sequence[Step], out: Outbox) -> tuple[Sequence[Step], list[Parsed]]:
-        """Those that are payments, and their steps; what is none is refused."""
+    def _take(self, run: Sequence[Step], out: Outbox) -> None:
+        """Payments as they came. What is not plain, not surely in time or not surely new goes one by one; few do, too,
+        for which columns would take longer."""
+        if len(run) < FEW:
+            self._one_by_one(run, out)
+            return
+        if len(run) > RUN_MAX:
+            for start in range(0, len(run), RUN_MAX):
+                self._take(run[start : start + RUN_MAX], out)
+            return
+        raws = cast("list[Raw]", [step.item for step in run])
+        values = [raw.value if raw.oversize is None else b"" for raw in raws]
+        scanned = scan_payments(values, self.meaning.limits)
+        numbers = self._combinations.numbers_of(scanned, values, self.meaning.limits)
+        if UNKNOWN not in numbers:
+            self._new_or_known(_Plain(run, raws, scanned, numbers), 0, len(run), out)
+            return
+        plain = _Plain(run, raws, scanned, numbers)
+        for is_plain, start, end in runs_of([number != UNKNOWN for number in numbers]):
+            if is_plain:
+                self._new_or_known(plain, start, end, out)
+            else:
+                self._one_by_one(run[start:end], out)
+
+    def _new_or_known(self, plain: "_Plain", start: int, end: int, out: Outbox) -> None:
+        found = plain.identified(start, end)
+        checked = check(plain.scanned, plain.marks, found.hashes, start, self._partitions, self._partition)
+        if not self._all_timely(checked):
+            self._one_by_one(plain.steps[start:end], out)
+            return
+        oldest, newest = checked.oldest // EPOCH_MS, checked.newest // EPOCH_MS
+        epochs = (
+            [oldest] * (end - start) if oldest == newest else (plain.scanned.event_ms[start:end] // EPOCH_MS).tolist()
+        )
+        known = self._known_ids(epochs, found.pids)
+        if not known:
+            self._enter(plain, found, epochs, out)
+            return
+        for again, first, last in runs_of([pid in known for pid in found.pids]):
+            if again:
+                self._one_by_one(plain.steps[start + first : start + last], out)
+            else:
+                self._enter(plain, plain.identified(start + first, start + last), epochs[first:last], out)
+
+    def _all_timely(self, checked: Checked) -> bool:
+        """`_surely_timely`, of columns."""
+        limits = self.meaning.limits
+        return (
+            checked.here
+            and checked.oldest // EPOCH_MS >= self._globals.expired_epoch
+            and checked.oldest >= max([checked.newest, *self._watermarks.values()]) - limits.dedupe_horizon_ms
+            and checked.ahead_ms <= limits.skew_ms
+        )
+
+    def _enter(self, plain: "_Plain", found: "_Identified", epochs: Sequence[int], out: Outbox) -> None:
+        """Payments that are new: into the ledger and the windows, and on to the terminals."""
+        g, scanned, start, end = self._globals, plain.scanned, found.start, found.end
+        steps, combinations = plain.steps[start:end], self._combinations
+        base_amounts = self.meaning.base_amounts(
+            scanned.amount[start:end],
+            scanned.billing_amount[start:end],
+            [combinations.currencies[number] for number in plain.numbers[start:end]],
+        )
+        senders = [step.sender for step in steps]
+        late = self._late(senders, scanned.event_ms[start:end], scanned.test[start:end])
+        placing = place(
+            scanned,
+            start,
+            plain.marks,
+            combinations,
+            base_amounts,
+            late,
+            found.hashes,
+            np.frombuffer(bytearray().join(found.pids), np.uint64),
+            self._terminal_partitions,
+            g.label_clock_ms,
+        )
+        self._write_down(plain, found, epochs, placing.longs[TARGET].tolist())
+        g.ledger_from_epoch = min(epochs) if g.ledger_from_epoch < 0 else min(g.ledger_from_epoch, *epochs)
+        g.ledger_to_epoch = max(g.ledger_to_epoch, *epochs)
+        longs, ints = placing.longs, placing.ints
+        features = self.windows.observe(
+            self.windows.slots(found.account_keys, self._kept),
+            Observations(
+                event_ms=longs[EVENT_MS],
+                amount=longs[AMOUNT],
+                other=longs[OTHER].view(np.uint64),
+                payment=longs[HASH].view(np.uint64),
+                category=ints[CATEGORY],
+                minute_of_week=ints[MINUTES],
+                latitude=scanned.latitude[start:end],
+                longitude=scanned.longitude[start:end],
+                label_clock=longs[LABEL_CLOCK],
+                counts=placing.counts,
+            ),
+            maturity_ms=self.meaning.limits.maturity_ms,
+        )
+        traces = [clean_traceparent(raw.traceparent) for raw in plain.raws[start:end]] if plain.traced else ()
+        for first, partition, run in placed_runs(placing, features, scanned, start, plain.marks, senders, traces):
+            out.journal(steps[first], TERMINAL_JOURNAL, partition, run)
+        self.counts["first"] += end - start
+        self.counts["late"] += int(np.count_nonzero(late))
+
+    def _late(
+        self, senders: Sequence[tuple[bytes, int]], event_ms: NDArray[np.int64], test: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """Which are behind their partition's watermark by more than the lateness; the watermarks move on."""
+        late = np.zeros(len(senders), np.bool_)
+        lateness_ms = self.meaning.limits.lateness_ms
+        some = set(senders)
+        for sender in some:
+            of_sender = [other == sender for other in senders] if len(some) > 1 else [True] * len(senders)
+            watermark = self._watermarks.get(sender, -1)
+            highest = find_late(event_ms, test, np.array(of_sender, np.bool_), watermark, lateness_ms, late)
+            if highest >= 0:
+                self._watermarks[sender] = int(highest)
+        return late
+
+    def _write_down(self, plain: "_Plain", found: "_Identified", epochs: Sequence[int], targets: list[int]) -> None:
+        """Their entries in the ledger. `targets`: partitions of the terminal journal."""
+        scanned, rows = plain.scanned, slice(found.start, found.end)
+        blob = scanned.blob
+        prints = keys.fingerprints([blob[a:b] for a, b in scanned.print_at[rows].tolist()])
+        prefixes = {epoch: keys.epoch_key(keys.TABLE_LEDGER, epoch) for epoch in set(epochs)}
+        pack = _ENTRY.pack
+        entries = {
+            prefixes[epoch] + pid: pack(print_, event_ms, at_ms, partition, is_test)
+            for epoch, pid, print_, event_ms, at_ms, partition, is_test in zip(
+                epochs,
+                found.pids,
+                prints,
+                scanned.event_ms[rows].tolist(),
+                plain.marks[AT_MS, rows].tolist(),
+                targets,
+                scanned.test[rows].tolist(),
+                strict=True,
+            )
+        }
+        self._state.put_all(keys.TABLE_LEDGER, entries)
+
+    # ---- payments one by one ----
+
+    def _one_by_one(self, run: Sequence[Step], out: Outbox) -> None:
+        """Refuse what is no payment, and take the others."""
         limits = self.meaning.limits
         steps: list[Step] = []
         payments: list[Parsed] = []
+        refused: list[tuple[Step, Refusal]] = []
         for step in run:
             raw = step.item
             assert type(raw) is Raw
@@ -219,16 +434,35 @@ class AccountStage:
                 payments.append(parsed)
             else:
                 assert type(parsed) is Refusal
-                self._refuse(step, None, parsed, out)
-        return steps, payments
+                refused.append((step, parsed))
+        refused.reverse()
+        self._payments(steps, payments, refused, out)
+        self._refuse_up_to(None, refused, out)
+
+    def _refuse_up_to(self, step: Step | None, refused: list[tuple[Step, Refusal]], out: Outbox) -> None:
+        """Refuse what stands before `step` (None: all that is left), so that answers go out in the log's order however
+        a run is cut. `refused`: the first one last."""
+        while refused:
+            first, refusal = refused[-1]
+            if step is not None and (first.offset, first.place) > (step.offset, step.place):
+                return
+            refused.pop()
+            self._refuse(first, None, refusal, out)
 
     def _refuse(self, step: Step, payment: Payment | None, refusal: Refusal, out: Outbox) -> None:
         assert type(step.item) is Raw
         self._count_refusal("", refusal)
         self._answers.refuse(step, step.item, step.sender, payment, refusal, out)
 
-    def _payments(self, steps: Sequence[Step], parsed: Sequence[Parsed], out: Outbox) -> None:
-        """Which are first, which come again, which are refused. In one piece: calls are most of its cost."""
+    def _payments(
+        self,
+        steps: Sequence[Step],
+        parsed: Sequence[Parsed],
+        refused: list[tuple[Step, Refusal]],
+        out: Outbox,
+    ) -> None:
+        """Which are first, which come again, which are refused. In one piece: calls are most of its cost. `refused`:
+        see `_refuse_up_to`."""
         if not steps:
             return
         g, limits, state = self._globals, self.meaning.limits, self._state
@@ -239,7 +473,7 @@ class AccountStage:
         terminals = keys.entities_of(
             tenants, [p.terminal_id or p.account_id for p in payments], self._terminal_partitions
         )
-        known = self._known_ids(payments, pids)
+        known = self._known_ids([payment.event_time // EPOCH_MS for payment in payments], pids)
         prints = keys.fingerprints([found.fingerprint_source for found in parsed])
         raws = cast("list[Raw]", [step.item for step in steps])
         base_amounts = list(map(self.meaning.base_amount, payments))
@@ -252,6 +486,8 @@ class AccountStage:
             steps, raws, payments, pids, prints, accounts, terminals, base_amounts, strict=True
         ):
             event_ms, test = payment.event_time, payment.mode == "test"
+            if refused:
+                self._refuse_up_to(step, refused, out)
             if not timely:
                 refusal = self._untimely(step, raw, payment, account)
                 if refusal is not None:
@@ -291,9 +527,9 @@ class AccountStage:
         self._flush(waiting, out)
         self.counts["unknown_fields"] += sum([found.unknown_fields for found in parsed])
 
-    def _known_ids(self, payments: Sequence[Payment], pids: Sequence[bytes]) -> set[bytes]:
-        """Ids that stand in the ledger, or twice in this run, or that labels wait for. The ledger is asked once."""
-        epochs = [payment.event_time // EPOCH_MS for payment in payments]
+    def _known_ids(self, epochs: Sequence[int], pids: Sequence[bytes]) -> set[bytes]:
+        """Ids that stand in the ledger, or twice in this run, or that labels wait for. The ledger is asked once.
+        `epochs`: of the payments."""
         prefixes = {epoch: self._prefixes(epoch) for epoch in set(epochs)}
         wanted = [prefix + pid for epoch, pid in zip(epochs, pids, strict=True) for prefix in prefixes[epoch]]
         found = self._state.get_many(wanted) if wanted else []

@@ -18,7 +18,7 @@ from stream.stages.stage import Header, Outbox, Row, Step, origin_n
 from topics.cards import any_card_number
 from topics.dead_letter import dead_letter_headers, dead_letter_of
 from topics.decision import Decision, Origin, Position, Versions
-from topics.journal import Placed, Raw, Repeat
+from topics.journal import Placed, PlacedRun, Raw, Repeat
 from topics.payment import Mode, Payment
 from topics.refusals import Cause, Refusal
 
@@ -123,16 +123,28 @@ class Answerer:
         out: Outbox,
     ) -> None:
         """The first answers to payments that were decided; and their details, on the same partitions."""
+        to = [(account.partition, account.text) for account in accounts]
+        self.send_firsts(steps, to, values, [_first_headers(item) for item in placed], details, out)
+
+    def send_firsts(
+        self,
+        steps: Sequence[Step],
+        to: Sequence[tuple[int, bytes]],
+        values: Sequence[bytes],
+        headers: Sequence[list[Header]],
+        details: Sequence[bytes] | None,
+        out: Outbox,
+    ) -> None:
+        """`to`: partition and key of each."""
         if not steps:
             return
-        answers = [
-            (account.partition, account.text, value, _first_headers(item))
-            for account, value, item in zip(accounts, values, placed, strict=True)
+        answers: list[Row] = [
+            (partition, key, value, added) for (partition, key), value, added in zip(to, values, headers, strict=True)
         ]
         out.records(steps, DECISIONS, answers)
         if details is not None:
             described: list[Row] = [
-                (account.partition, account.text, value, []) for account, value in zip(accounts, details, strict=True)
+                (partition, key, value, []) for (partition, key), value in zip(to, details, strict=True)
             ]
             out.records(steps, DETAILS, described)
 
@@ -212,6 +224,19 @@ def answer_headers(delivery: Delivery, *, repeat: bool) -> list[Header]:
     headers = _headers(delivery.topic_id, delivery.partition, delivery.offset, _REPEAT if repeat else _FIRST)
     if delivery.traceparent is not None:
         headers.append(("traceparent", delivery.traceparent.encode()))
+    return headers
+
+
+def first_headers(run: PlacedRun, positions: Sequence[int]) -> list[list[Header]]:
+    """`answer_headers` of the first deliveries of the answers to a run. `positions`: of its payments."""
+    prefix = _origin_prefix(run.topic, run.partition)
+    origins = [b"%b%d" % (prefix, position) for position in positions]
+    headers: list[list[Header]] = [
+        [_FIRST, ("origin", origin), _SPECVERSION, ("ce_id", origin), _TYPE, _SOURCE] for origin in origins
+    ]
+    for added, traceparent in zip(headers, run.traceparents, strict=False):
+        if traceparent is not None:
+            added.append(("traceparent", traceparent.encode()))
     return headers
 
 

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import msgspec
+import numpy as np
 from msgspec import Meta, Struct
+from numpy.typing import NDArray
 
 from stream.errors import OperatorError
 from stream.features import ENTITY_FEATURES, FEATURES_VERSION, PAYMENT_FEATURES
@@ -85,8 +87,32 @@ class Meaning:
             return payment.amount
         if payment.billing_amount is not None and payment.billing_currency == rates.base:
             return payment.billing_amount
-        rate = rates.nano_base_per_minor.get(payment.currency)
-        converted = -1 if rate is None else payment.amount * rate // RATE_UNIT
+        return self._converted(payment.amount, payment.currency)
+
+    def base_amounts(
+        self, amounts: NDArray[np.int64], billed: NDArray[np.int64], currencies: Sequence[tuple[str, str | None]]
+    ) -> NDArray[np.int64]:
+        """`base_amount` of each. `billed`: -1: absent; `currencies`: of the amount and of what is billed."""
+        base = self._rates.base
+        if all(currency == base for currency, _ in currencies):
+            return amounts
+        return np.array(
+            [
+                amount
+                if currency == base
+                else other
+                if other >= 0 and other_currency == base
+                else self._converted(amount, currency)
+                for amount, other, (currency, other_currency) in zip(
+                    amounts.tolist(), billed.tolist(), currencies, strict=True
+                )
+            ],
+            np.int64,
+        )
+
+    def _converted(self, amount: int, currency: str) -> int:
+        rate = self._rates.nano_base_per_minor.get(currency)
+        converted = -1 if rate is None else amount * rate // RATE_UNIT
         return converted if converted <= BASE_AMOUNT_MAX else -1
 
 

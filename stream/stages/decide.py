@@ -10,6 +10,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.columns.runs import Columns
+from stream.columns.text import Names, Texts, decision_texts, details_texts
 from stream.features import (
     FEATURES_VERSION,
     MODEL_FEATURES,
@@ -43,14 +45,15 @@ from stream.stages.state import State
 from topics.control import payload_as
 from topics.decision import Decision, Origin, Outcome, Position, Versions
 from topics.details import DecisionDetails, RuleHit
-from topics.journal import Marker, Placed
+from topics.journal import RUN_MODES, Marker, Placed
 from topics.payment import Payment
 
 _encode = msgspec.json.Encoder().encode
 
 
 class Decided(NamedTuple):
-    """A run of payments, decided: arrays of one length. `rows`: the model's float32 features of each, as bytes."""
+    """A run of payments, decided: arrays of one length. `seen`: the model's float32 features; `rows`: of each, as
+    bytes."""
 
     rows: list[bytes]
     full: NDArray[np.float32]
@@ -60,6 +63,7 @@ class Decided(NamedTuple):
     near: list[int]
     verdict: list[int]
     mode: str
+    seen: NDArray[np.float32]
 
     @property
     def declines(self) -> list[bool]:
@@ -74,6 +78,25 @@ class Answers(NamedTuple):
 
     values: list[bytes]
     contributions: dict[int, list[float] | None]
+
+
+class Origins(NamedTuple):
+    """Of a run in columns: each payment's partition of `payments`, the offset of its block, and its `n`."""
+
+    partitions: Sequence[int]
+    offsets: Sequence[int]
+    numbers: Sequence[int]
+
+
+_HEAD = b'{"outcome":"%b","verdict":"%b","origin":{"topic":"payments","partition":%d,"offset":'
+_RULED = b',"policy_mode":"%b"'
+_MODE_TEXTS = tuple(b"" if mode == "live" else b',"mode":"%b"' % mode.encode() for mode in RUN_MODES)
+_DETAILS_MIDDLE = b',"feature_set":"%b","features":"' % FEATURES_VERSION.encode()
+
+
+def _finite(numbers: Sequence[float | None], at: Sequence[int]) -> list[float] | None:
+    """Those `at` some places; None where no model has made them."""
+    return None if not numbers or numbers[0] is None else cast("list[float]", [numbers[row] for row in at])
 
 
 class Decider:
@@ -138,6 +161,8 @@ class Decider:
             "decline": self.policy.decline_from,
         }
         self._outcomes: list[Outcome] = [outcome(verdict, self.policy.mode) for verdict in VERDICTS]
+        self._policy_text = b"" if self.policy.mode == "shadow" else _RULED % self.policy.mode.encode()
+        self._heads: dict[int, list[bytes]] = {}
         limits = {verdict: value for verdict, value in thresholds.items() if value is not None}
         versions = Versions(
             engine=self._meaning.engine,
@@ -147,8 +172,11 @@ class Decider:
             policy=policy_version(self.policy),
         )
         # The same in every answer until the next marker: encoded once.
-        self._versions = cast(Versions, msgspec.Raw(_encode(versions)))
-        self._limits = cast("dict[str, float]", msgspec.Raw(_encode(limits))) if limits else {}
+        versions_text = _encode(versions)
+        self._versions = cast(Versions, msgspec.Raw(versions_text))
+        self._middle = b'},"versions":%b,"position":{"partition":%d,"offset":' % (versions_text, self._partition)
+        self._limits_text = _encode(limits)
+        self._limits = cast("dict[str, float]", msgspec.Raw(self._limits_text)) if limits else {}
 
     def decide(
         self,
@@ -160,8 +188,11 @@ class Decider:
     ) -> Decided:
         """`accounts`, `terminals`: float32 (n, ENTITY_FEATURES); `amounts`: base currency, -1 absent; `minutes`: of
         the local week."""
-        n = len(payments)
-        own = self._payment_features(payments, amounts, minutes)
+        return self.judge(accounts, terminals, self._payment_features(payments, amounts, minutes))
+
+    def judge(self, accounts: NDArray[np.float32], terminals: NDArray[np.float32], own: NDArray[np.float32]) -> Decided:
+        """`own`: float32 (n, PAYMENT_FEATURES)."""
+        n = len(own)
         full = whole_rows(accounts, terminals, own)
         seen = model_rows(full)
         hits, near = self.rules.evaluate(full)
@@ -183,6 +214,7 @@ class Decider:
             near.tolist(),
             codes.tolist(),
             self.policy.mode,
+            seen,
         )
 
     def _contributions(self, decided: Decided, i: int) -> list[float] | None:
@@ -245,6 +277,64 @@ class Decider:
             )
             for i, decision in zip(at, answers.values, strict=True)
         ]
+
+    def texts(
+        self, columns: Columns, origins: Origins, decided: Decided, at: Sequence[int], *, details: bool
+    ) -> tuple[Texts, Texts | None]:
+        """`answers` and `details` to the payments `at` of columns: the same bytes."""
+        rows = slice(None) if len(at) == columns.size else np.array(at, np.int64)
+        spoken = [(i, row) for i, row in enumerate(at) if decided.verdict[row]]
+        contributions = {i: self._contributions(decided, row) for i, row in spoken}
+        reasons = {
+            i: _encode(list(codes))
+            for i, row in spoken
+            if (codes := reason_codes(decided.hits[row], self.rules, contributions[i], MODEL_REASONS))
+        }
+        partitions = sorted(set(origins.partitions))
+        heads = [head for partition in partitions for head in self._heads_of(partition)]
+        heads_at = [partitions.index(partition) * len(VERDICTS) for partition in origins.partitions]
+        answers = decision_texts(
+            heads=heads,
+            positions=columns.positions[rows],
+            middle=self._middle,
+            step_offsets=np.array(origins.offsets, np.int64)[rows],
+            numbers=np.array(origins.numbers, np.int64)[rows],
+            names=Names(columns.blob, columns.names[rows]),
+            modes=columns.modes[rows],
+            mode_texts=_MODE_TEXTS,
+            policy_text=self._policy_text,
+            verdicts=np.array([heads_at[row] + decided.verdict[row] for row in at], np.int64),
+            probabilities=_finite(decided.probability, at),
+            reasons=reasons,
+            event_ms=columns.event_ms[rows],
+            respond_by=columns.respond_by[rows],
+        )
+        if not details:
+            return answers, None
+        return answers, details_texts(
+            decisions=answers,
+            middle=_DETAILS_MIDDLE,
+            rows=decided.seen[rows],
+            logits=_finite(decided.logit, at),
+            contributions={i: _encode(added) for i, added in contributions.items() if added},
+            limits=self._limits_text,
+            hits=self._hits(decided.hits, decided, at),
+            near_hits=self._hits(decided.near, decided, at),
+            late=columns.late[rows],
+        )
+
+    def _heads_of(self, partition: int) -> list[bytes]:
+        """How an answer begins, by verdict. `partition`: of `payments`."""
+        heads = self._heads.get(partition)
+        if heads is None:
+            said = zip(self._outcomes, VERDICTS, strict=True)
+            heads = self._heads[partition] = [_HEAD % (a.encode(), verdict.encode(), partition) for a, verdict in said]
+        return heads
+
+    def _hits(self, masks: Sequence[int], decided: Decided, at: Sequence[int]) -> dict[int, bytes]:
+        if not any(masks):
+            return {}
+        return {i: _encode(self._described(masks[row], decided.full[row])) for i, row in enumerate(at) if masks[row]}
 
     def _described(self, mask: int, row: NDArray[np.float32]) -> list[RuleHit]:
         return [RuleHit(hit.code, hit.feature, hit.value, hit.limit) for hit in self.rules.describe(mask, row)]

@@ -118,6 +118,11 @@ def payment_hash(tenant_id: str, account_id: str, payment_id: str, test: bool = 
     return blake2b(text.encode(), digest_size=PID_BYTES).digest()
 
 
+def text_hashes(texts: Sequence[bytes]) -> list[bytes]:
+    """`payment_hash` of each, of the text that it makes of its arguments."""
+    return [blake2b(text, digest_size=PID_BYTES).digest() for text in texts]
+
+
 def payment_hashes(payments: Sequence[Payment]) -> list[bytes]:
     """`payment_hash` of each."""
     return [payment_hash(p.tenant_id, p.account_id, p.payment_id, p.mode == "test") for p in payments]

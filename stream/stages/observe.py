@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stream.columns.combinations import NOT_COUNTED
 from stream.features import NAN
 from stream.stages import keys
 from stream.stages.state import State
@@ -14,7 +15,6 @@ from stream.windows.entity import STORE_KEY, EntityWindows, Observations
 from topics.payment import Payment
 
 NANS = np.full(1_000, np.nan, np.float32)  # read only; the kernels' types know of no flag for that
-NOT_COUNTED = frozenset({"refund", "payout"})
 
 
 def kept_in(state: State) -> Callable[[list[bytes]], list[bytes | None]]:
@@ -65,8 +65,13 @@ def _singles(values: list[Any]) -> NDArray[np.float32]:
     """float32, NaN where a value is None; most processors send none at all."""
     n = len(values)
     if values.count(None) == n:
-        return NANS[:n] if n <= len(NANS) else np.full(n, np.nan, np.float32)
+        return absent(n)
     return np.array([NAN if value is None else value for value in values], np.float32)
+
+
+def absent(n: int) -> NDArray[np.float32]:
+    """n times NaN, to be read only."""
+    return NANS[:n] if n <= len(NANS) else np.full(n, np.nan, np.float32)
 
 
 @lru_cache(maxsize=10_000)

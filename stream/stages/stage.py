@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
-from topics.journal import Item
+from topics.journal import Item, PlacedRun
 
 Header = tuple[str, bytes]
 Row = tuple[int, bytes | None, bytes, list[Header]]
@@ -64,6 +64,17 @@ def runs_of(kinds: Sequence[bool]) -> Iterator[tuple[bool, int, int]]:
             end = len(kinds)
         yield kind, start, end
         start = end
+
+
+def spread(steps: Sequence[Step]) -> Iterator[Step]:
+    """Steps of single items: one for each payment of a run."""
+    for step in steps:
+        item = step.item
+        if isinstance(item, PlacedRun):
+            for i, placed in enumerate(item.spread()):
+                yield Step(step.offset, step.place + i, step.at_ms, step.sender, placed)
+        else:
+            yield step
 
 
 class Outbox(Protocol):

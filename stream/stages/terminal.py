@@ -12,6 +12,7 @@ Bounds: whole answers for `answer_ttl_ms` of broker time and a day; pending rows
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, cast
 
 import msgspec
@@ -19,17 +20,18 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from stream.columns.runs import FEW, Columns, columns_of
 from stream.errors import InternalError
 from stream.features import ENTITY_FEATURES, ENTITY_INDEX, local_minutes
 from stream.model.sampling import NOTABLE_PROBABILITY, percent_known
 from stream.rules.policy import VERDICTS
 from stream.stages import keys, pending
 from stream.stages.account import TERMINAL_JOURNAL
-from stream.stages.answers import EXPIRED, SKIPPED, Answerer, delivery_of
+from stream.stages.answers import EXPIRED, SKIPPED, Answerer, delivery_of, first_headers
 from stream.stages.control import Meaning
-from stream.stages.decide import Decided, Decider
+from stream.stages.decide import Decided, Decider, Origins
 from stream.stages.observe import keep, kept_in, observations
-from stream.stages.stage import Outbox, Step, origin_n, runs_of
+from stream.stages.stage import Outbox, Step, origin_n, runs_of, spread
 from stream.stages.state import State
 from stream.windows.entity import EntityWindows, Observations
 from topics.journal import (
@@ -37,17 +39,19 @@ from topics.journal import (
     EXAMPLE_LABELLED,
     EXAMPLE_MATURED,
     EXAMPLE_UNLABELLED,
+    RUN_MODES,
     Became,
     Clock,
     Example,
     Judged,
     Marker,
     Placed,
+    PlacedRun,
     Repeat,
     Tick,
 )
 from topics.limits import DAY_MS
-from topics.payment import Payment
+from topics.payment import Mode
 
 EXAMPLES = "examples"
 MATURED_MAX = 100
@@ -113,15 +117,19 @@ class TerminalStage:
     # ---- the stage ----
 
     def apply(self, steps: Sequence[Step], out: Outbox) -> None:
-        for of_payments, start, end in runs_of([type(step.item) is Placed for step in steps]):
+        for of_payments, start, end in runs_of([type(step.item) is PlacedRun for step in steps]):
             if of_payments:
-                self._decide(steps[start:end], out)
-            else:
-                for step in steps[start:end]:
-                    self._other(step, out)
+                self._decide_runs(steps[start:end], out)
+                continue
+            for one_by_one, first, last in runs_of([type(step.item) is Placed for step in steps[start:end]]):
+                if one_by_one:
+                    self._decide(steps[start + first : start + last], out)
+                else:
+                    for step in steps[start + first : start + last]:
+                        self._other(step, out)
 
     def skip(self, steps: Sequence[Step], out: Outbox) -> None:
-        for step in steps:
+        for step in spread(steps):
             item = step.item
             if isinstance(item, Placed | Repeat):
                 self.counts[f"refused:{SKIPPED.cause}"] += isinstance(item, Repeat) or item.payment.mode != "backfill"
@@ -164,39 +172,141 @@ class TerminalStage:
             payer_ratio=accounts[:, PAYER_RATIO_AT].copy(),  # a view of one row is contiguous, and of bytes read-only
         )
         at_terminal = [payment.terminal_id is not None for payment in payments]
-        features = self._observe(terminals, at_terminal, rows)
+        entities = [terminal.key for terminal in terminals]
+        features = self._observe(entities, at_terminal, rows)
         decided = self.decider.decide(payments, accounts, features, rows.amount, minutes)
         self._answer(run, placed, payers, decided, out)
-        entities = [terminal.key if names else b"" for terminal, names in zip(terminals, at_terminal, strict=True)]
-        self._await_truth(payments, pids, entities, decided)
-        for i, number in enumerate(rows.payment.tolist()):
-            if number % UNLABELLED_ONE_IN == 0 and payments[i].mode != "test":
-                self._show(run[i], placed[i], decided.rows[i], out)
-        self._count(payments, decided)
+        self._remember(
+            run,
+            [origin_n(step, 0) for step in run],
+            [payment.event_time for payment in payments],
+            [payment.mode for payment in payments],
+            pids,
+            [key if names else b"" for key, names in zip(entities, at_terminal, strict=True)],
+            rows.payment,
+            decided,
+            out,
+        )
+        self._passed(max([item.at_ms for item in placed]))
+
+    def _decide_runs(self, blocks: Sequence[Step], out: Outbox) -> None:
+        """`_decide`, of runs in columns. `blocks`: steps whose items are runs."""
+        runs = cast("list[PlacedRun]", [step.item for step in blocks])
+        if sum([run.count for run in runs]) < FEW:
+            self._decide(list(spread(blocks)), out)
+            return
+        columns = columns_of(runs, PAYER_RATIO_AT)
+        texts, n, pids = columns.texts, columns.size, columns.pids
+        entities = [texts[a:b] for a, b in columns.terminals.tolist()]
+        at_terminal = columns.names_terminal.tolist()
+        rows = Observations(
+            event_ms=columns.event_ms,
+            amount=columns.base_amounts,
+            other=columns.payers,
+            payment=columns.hashes,
+            category=columns.categories,
+            minute_of_week=columns.minutes,
+            latitude=columns.latitude,
+            longitude=columns.longitude,
+            label_clock=np.full(n, self._label_clock_ms, np.int64),
+            counts=columns.counts,
+            payer_ratio=columns.ratios,
+        )
+        features = self._observe(entities, at_terminal, rows)
+        decided = self.decider.judge(columns.features, features, columns.own)
+        steps = [step for step, run in zip(blocks, runs, strict=True) for _ in range(run.count)]
+        numbers = [step.place + i << 8 for step, run in zip(blocks, runs, strict=True) for i in range(run.count)]
+        modes = [RUN_MODES[code] for code in columns.modes.tolist()]
+        event_ms = columns.event_ms.tolist()
+        at_ms = columns.at_ms.tolist()
+        self._answer_runs(steps, numbers, runs, columns, modes, pids, at_ms, decided, out)
+        for i, names in enumerate(at_terminal):
+            if not names:
+                entities[i] = b""
+        self._remember(steps, numbers, event_ms, modes, pids, entities, rows.payment, decided, out)
+        self._passed(max(at_ms))
+
+    def _answer_runs(
+        self,
+        steps: Sequence[Step],
+        numbers: Sequence[int],
+        runs: Sequence[PlacedRun],
+        columns: Columns,
+        modes: Sequence[Mode],
+        pids: Sequence[bytes],
+        at_ms: list[int],
+        decided: Decided,
+        out: Outbox,
+    ) -> None:
+        at = [i for i, mode in enumerate(modes) if mode != "backfill"]
+        if not at:
+            return
+        origins = Origins(
+            [run.partition for run in runs for _ in range(run.count)], [step.offset for step in steps], numbers
+        )
+        answers, details = self.decider.texts(columns, origins, decided, at, details=self._details)
+        positions, ends = columns.positions.tolist(), accumulate([run.count for run in runs])
+        headers = [
+            header
+            for run, end in zip(runs, ends, strict=True)
+            for header in first_headers(run, positions[end - run.count : end])
+        ]
+        partitions = (columns.payers % np.uint64(self._decision_partitions)).tolist()
+        texts = columns.texts
+        to = [
+            (partition, texts[a:b]) for partition, (a, b) in zip(partitions, columns.names[:, 4:].tolist(), strict=True)
+        ]
+        if len(at) < columns.size:
+            steps, headers, to = [steps[i] for i in at], [headers[i] for i in at], [to[i] for i in at]
+            at_ms, pids = [at_ms[i] for i in at], [pids[i] for i in at]
+        values = answers.values()
+        self._keep_answers(at_ms, pids, values)
+        self._answers.send_firsts(steps, to, values, headers, None if details is None else details.values(), out)
+
+    def _remember(
+        self,
+        steps: Sequence[Step],
+        numbers: Sequence[int],
+        event_ms: Sequence[int],
+        modes: Sequence[Mode],
+        pids: Sequence[bytes],
+        entities: Sequence[bytes],
+        payments64: NDArray[np.uint64],
+        decided: Decided,
+        out: Outbox,
+    ) -> None:
+        """What was decided waits for its truth; one in a hundred is shown to the learner; all are counted."""
+        self._await_truth(event_ms, modes, pids, entities, decided)
+        for i in np.flatnonzero(payments64 % np.uint64(UNLABELLED_ONE_IN) == 0).tolist():
+            if modes[i] != "test":
+                self._show(steps[i], numbers[i], pids[i], event_ms[i], decided.rows[i], out)
+        self._count(modes, decided)
+
+    def _passed(self, at_ms: int) -> None:
+        """The broker's clock has come to `at_ms`, which is the latest of a run."""
         g = self._globals
-        g.latest_at_ms = max(g.latest_at_ms, max([item.at_ms for item in placed]))
+        g.latest_at_ms = max(g.latest_at_ms, at_ms)
         self._forget_answers()
 
-    def _count(self, payments: Sequence[Payment], decided: Decided) -> None:
+    def _count(self, modes: Sequence[Mode], decided: Decided) -> None:
         """Payments that were decided, and their verdicts by mode."""
-        self.counts["decided"] += len(payments)
-        modes = [payment.mode for payment in payments]
+        self.counts["decided"] += len(modes)
         for (mode, code), n in Counter(zip(modes, decided.verdict, strict=True)).items():
             if mode != "backfill":
                 self.counts[VERDICTS[code] if mode == "live" else f"test:{VERDICTS[code]}"] += n
 
     def _observe(
-        self, terminals: Sequence[keys.Entity], at_terminal: Sequence[bool], rows: Observations
+        self, terminals: Sequence[bytes], at_terminal: Sequence[bool], rows: Observations
     ) -> NDArray[np.float32]:
         """The terminals' features; a row of NaN where a payment names none."""
         maturity_ms = self.meaning.limits.maturity_ms
         if all(at_terminal):
-            slots = self.windows.slots([terminal.key for terminal in terminals], self._kept)
+            slots = self.windows.slots(terminals, self._kept)
             return self.windows.observe(slots, rows, maturity_ms=maturity_ms)
         block = np.full((len(terminals), len(ENTITY_FEATURES)), np.nan, np.float32)
         named = np.flatnonzero(at_terminal)
         if len(named):
-            slots = self.windows.slots([terminals[i].key for i in named.tolist()], self._kept)
+            slots = self.windows.slots([terminals[i] for i in named.tolist()], self._kept)
             some = Observations(*[cast("NDArray[Any]", column)[named] for column in rows])
             block[named] = self.windows.observe(slots, some, maturity_ms=maturity_ms)
         return block
@@ -215,30 +325,38 @@ class TerminalStage:
         details = self.decider.details(placed, decided, at, answers) if self._details else None
         if len(at) < len(run):
             run, placed, payers = [run[i] for i in at], [placed[i] for i in at], [payers[i] for i in at]
-        at_ms = [item.at_ms for item in placed]
-        kept = dict(
-            zip(keys.time_keys(keys.TABLE_ANSWER, at_ms, [item.pid for item in placed]), answers.values, strict=True)
-        )
+        if at:
+            at_ms = [item.at_ms for item in placed]
+            self._keep_answers(at_ms, [item.pid for item in placed], answers.values)
+            self._answers.send_decided(run, placed, payers, answers.values, details, out)
+
+    def _keep_answers(self, at_ms: Sequence[int], pids: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """For repeats. `at_ms`: the broker's time of each payment."""
+        kept = dict(zip(keys.time_keys(keys.TABLE_ANSWER, at_ms, pids), values, strict=True))
         keep_from = self._globals.answers_from_ms
-        if at and min(at_ms) < keep_from:  # these are forgotten already, wherever a run is cut
+        if min(at_ms) < keep_from:  # these are forgotten already, wherever a run is cut
             low = keys.time_key(keys.TABLE_ANSWER, keep_from)
             kept = {key: value for key, value in kept.items() if key >= low}
         self._state.put_all(keys.TABLE_ANSWER, kept)
-        self._answers.send_decided(run, placed, payers, answers.values, details, out)
         self.answered_at_ms += at_ms
 
     def _await_truth(
-        self, payments: Sequence[Payment], pids: Sequence[bytes], entities: Sequence[bytes], decided: Decided
+        self,
+        event_ms: Sequence[int],
+        modes: Sequence[Mode],
+        pids: Sequence[bytes],
+        entities: Sequence[bytes],
+        decided: Decided,
     ) -> None:
         """Keep the features as they were, until labels or silence say what they led to."""
         flags = [
             (pending.NOTABLE if probability is not None and probability >= NOTABLE_PROBABILITY else 0)
-            | (pending.ANSWERED_DECLINE if declines and payment.mode != "backfill" else 0)
-            for payment, declines, probability in zip(payments, decided.declines, decided.probability, strict=True)
+            | (pending.ANSWERED_DECLINE if declines and mode != "backfill" else 0)
+            for mode, declines, probability in zip(modes, decided.declines, decided.probability, strict=True)
         ]
-        row_keys = keys.time_keys(keys.TABLE_PENDING, [payment.event_time for payment in payments], pids)
+        row_keys = keys.time_keys(keys.TABLE_PENDING, event_ms, pids)
         packed = pending.pack_new(flags, entities, decided.rows)
-        rows = {key: row for key, row, p in zip(row_keys, packed, payments, strict=True) if p.mode != "test"}
+        rows = {key: row for key, row, mode in zip(row_keys, packed, modes, strict=True) if mode != "test"}
         self._state.put_all(keys.TABLE_PENDING, rows)
         cursor = self._globals.cursor
         if rows and min(rows) < cursor:
@@ -246,16 +364,10 @@ class TerminalStage:
             self._state.put_all(keys.TABLE_LATE_DUE, {keys.TABLE_LATE_DUE + key[1:]: b"" for key in behind})
             self._globals.due_left = True
 
-    def _show(self, step: Step, item: Placed, features: bytes, out: Outbox) -> None:
+    def _show(self, step: Step, n: int, pid: bytes, event_ms: int, features: bytes, out: Outbox) -> None:
         """One payment in a hundred goes to the learner without a label, for its bins."""
-        event_ms = item.payment.event_time
-        n = origin_n(step, 0)
-        out.journal(
-            step,
-            EXAMPLES,
-            0,
-            Example(step.offset, n, EXAMPLE_UNLABELLED, item.pid, event_ms, 0, False, 0.0, features),
-        )
+        example = Example(step.offset, n, EXAMPLE_UNLABELLED, pid, event_ms, 0, False, 0.0, features)
+        out.journal(step, EXAMPLES, 0, example)
 
     def _forget_answers(self) -> None:
         """Whole days only, so that it does not matter at which payment of a run this is asked."""

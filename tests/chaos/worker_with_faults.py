@@ -25,6 +25,7 @@ from stream.cli.main import main  # noqa: E402
 from stream.rules.policy import CHALLENGE  # noqa: E402
 from stream.stages import control  # noqa: E402
 from stream.stages.decide import Decider  # noqa: E402
+from stream.stages.stage import spread  # noqa: E402
 from stream.stages.terminal import TerminalStage  # noqa: E402
 from stream.worker import app  # noqa: E402
 from stream.worker.fetch import TP  # noqa: E402
@@ -35,7 +36,7 @@ def raise_on(amount: int) -> None:
     inner = TerminalStage.apply
 
     def apply(self: TerminalStage, steps: Any, out: Any) -> None:
-        for step in steps:
+        for step in spread(steps):
             if isinstance(step.item, Placed) and step.item.payment.amount == amount:
                 raise ArithmeticError(f"the fault suite raises on an amount of {amount}")
         inner(self, steps, out)
@@ -48,17 +49,17 @@ def hold_engine_2() -> None:
     if control.ENGINE_VERSION == 2:
         return
     control.ENGINE_VERSION = 2
-    inner = Decider.decide
+    inner = Decider.judge
 
-    def decide(self: Decider, payments: Any, *arguments: Any) -> Any:
-        decided = inner(self, payments, *arguments)
+    def judge(self: Decider, accounts: Any, terminals: Any, own: Any) -> Any:
+        decided = inner(self, accounts, terminals, own)
         if self._meaning.engine == 2:
-            for i, payment in enumerate(payments):
-                if payment.amount % 7 == 0:
+            for i, amount in enumerate(own[:, 0].tolist()):
+                if amount % 7 == 0:
                     decided.verdict[i] = max(decided.verdict[i], CHALLENGE)
         return decided
 
-    Decider.decide = decide
+    Decider.judge = judge
 
 
 def crash_at(point: str, times: int, topic: str | None) -> None:

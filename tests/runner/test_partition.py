@@ -224,8 +224,8 @@ def test_an_unreadable_block_names_itself_and_leaves_nothing_applied() -> None:
 
 
 def test_a_block_of_a_later_layout_is_unreadable() -> None:
-    later = encode_block(Block(layout=2, sender=SENDER, partition=0, prev=FIRST_PREV, items=[]))
-    with pytest.raises(Unreadable, match="layout 2"):
+    later = encode_block(Block(layout=3, sender=SENDER, partition=0, prev=FIRST_PREV, items=[]))
+    with pytest.raises(Unreadable, match="layout 3"):
         build()[0].step(records([later]))
 
 

@@ -200,6 +200,29 @@ MUTANTS = (
         "senders told apart by partition alone",
         ((RUNNER, "sender = (block.sender, block.partition)", 'sender = (block.sender[:0] or b"x", block.partition)'),),
     ),
+    Mutant("a run counts as one item", ((RUNNER, "                place += width", "                place += 1"),)),
+    Mutant(
+        "a run of which a part was here is taken whole",
+        ((RUNNER, "if cut and type(item) is PlacedRun else", "if False and type(item) is PlacedRun else"),),
+    ),
+    Mutant(
+        "what may be known is entered in columns",
+        (
+            (
+                ACCOUNT,
+                "        if not known:\n            self._enter(",
+                "        if known or not known:\n            self._enter(",
+            ),
+        ),
+    ),
+    Mutant(
+        "in columns nothing is ever too old",
+        ((ACCOUNT, "            checked.here\n", "            checked.here or checked.here\n            or True\n"),),
+    ),
+    Mutant(
+        "the answers to a run share one place",
+        ((TERMINAL, "numbers = [step.place + i << 8 for", "numbers = [step.place << 8 for"),),
+    ),
     Mutant("the last item accepted again", ((RUNNER, "            if this > last:", "            if this >= last:"),)),
     Mutant(
         "acknowledgements counted for the newest checkpoint",
@@ -412,8 +435,8 @@ MUTANTS = (
         (
             (
                 ANSWERS,
-                "            (account.partition, account.text, value, _first_headers(item))",
-                "            (0, account.text, value, _first_headers(item))",
+                "(partition, key, value, added) for",
+                "(0, key, value, added) for",
             ),
         ),
     ),
@@ -457,7 +480,7 @@ MUTANTS = (
     # ---- found by trying what the lists above would not show; each lived until a check was written for it ----
     Mutant(
         "a test payment teaches",
-        ((TERMINAL, 'strict=True) if p.mode != "test"}', 'strict=True) if p.mode != "none"}'),),
+        ((TERMINAL, 'strict=True) if mode != "test"}', 'strict=True) if mode != "none"}'),),
     ),
     Mutant(
         "the engine is forgotten at a restart",

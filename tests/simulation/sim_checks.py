@@ -52,6 +52,7 @@ from topics.journal import (
     EXAMPLE_MATURED,
     EXAMPLE_UNLABELLED,
     FIRST_PREV,
+    LAYOUT,
     Became,
     Clock,
     Example,
@@ -407,7 +408,7 @@ def check_refusals(world: World) -> None:
             _must_raise(GapInJournal, lambda runner=runner, lacking=lacking: [runner.step(lacking) for _ in range(2)])
             _must_raise(StateBehindLog, lambda runner=runner: runner.check_log(1, 3))
             block = decode_block(records[0].value or b"")
-            newer = encode_block(msgspec.structs.replace(block, layout=block.layout + 1))
+            newer = encode_block(msgspec.structs.replace(block, layout=LAYOUT + 1))
             for value in (newer, b"", b"nonsense"):
                 bad = records[0]._replace(value=value)
                 _must_raise(Unreadable, lambda runner=runner, bad=bad: runner.step([bad]))

@@ -2,11 +2,16 @@
 
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from zlib import crc32
 
+import msgspec
+import numpy as np
+
+from stream.columns.scan import Scanned, scan_payments
 from stream.features import FEATURES_VERSION, MODEL_FEATURES
 from stream.model.gam import Gam
 from stream.model.learner import Learner
@@ -18,8 +23,9 @@ from stream.stages.terminal import TerminalStage
 from stream.windows.entity import EntityWindows
 from topics import codec
 from topics.codec import Parsed
-from topics.journal import Clock
+from topics.journal import RUN_MODES, Clock
 from topics.limits import Limits
+from topics.payment import Payment
 from topics.refusals import Refusal
 
 DAY_MS = 86_400_000
@@ -54,21 +60,48 @@ def exploding_parse(raw: bytes | None, limits: Limits) -> Parsed | Refusal:
     return parse_payment(raw, limits)
 
 
+def some_plain(values: Sequence[bytes], limits: Limits) -> Scanned:
+    """One payment in four, another one in each call, goes the road of payments that are not plain: it must not matter
+    which of the two it takes, not even when it comes again."""
+    for value in values:
+        if b'"amount":%d,' % BOMB_AMOUNT in value:
+            raise ArithmeticError(ACCOUNT_BOMB)
+    scanned = scan_payments(values, limits)
+    chosen = np.array([crc32(value) % 4 != len(values) % 4 for value in values], np.bool_)
+    scanned.plain[:] &= chosen
+    return scanned
+
+
 class SmallDecider(Decider):
     """Under engine 2 it asks for a challenge where 7 divides the amount; and there is a payment that it fails on."""
 
-    def decide(self, payments: Any, *arguments: Any) -> Any:
-        decided = super().decide(payments, *arguments)
-        if self._meaning.engine == ENGINE:
-            for i, payment in enumerate(payments):
-                if payment.amount % 7 == 0:
-                    decided.verdict[i] = max(decided.verdict[i], CHALLENGE)
-        return decided
-
     def answers(self, steps: Any, placed: Any, decided: Any, at: Any) -> Any:
-        if any(placed[i].payment.amount == LATE_BOMB_AMOUNT for i in at):
-            raise ArithmeticError(TERMINAL_BOMB)
+        self._decide_otherwise([item.payment.amount for item in placed], decided, at)
         return super().answers(steps, placed, decided, at)
+
+    def texts(self, columns: Any, origins: Any, decided: Any, at: Any, **others: Any) -> Any:
+        self._decide_otherwise(amounts_of(columns), decided, at)
+        return super().texts(columns, origins, decided, at, **others)
+
+    def _decide_otherwise(self, amounts: Sequence[int], decided: Any, at: Sequence[int]) -> None:
+        for i in at:
+            if amounts[i] == LATE_BOMB_AMOUNT:
+                raise ArithmeticError(TERMINAL_BOMB)
+            if self._meaning.engine == ENGINE and amounts[i] % 7 == 0:
+                decided.verdict[i] = max(decided.verdict[i], CHALLENGE)
+
+
+def amounts_of(columns: Any) -> list[int]:
+    """What the payments of a run name as their amounts."""
+    amounts: list[int] = []
+    start = 0
+    for names, terminal, mode, named in zip(
+        columns.names.tolist(), columns.terminals.tolist(), columns.modes.tolist(), columns.names_terminal, strict=True
+    ):
+        canonical = columns.texts[start : names[0] - 1]
+        amounts.append(msgspec.msgpack.decode(canonical, type=Payment).amount)
+        start = terminal[1] if named else names[3] + (5 if RUN_MODES[mode] == "test" else 0)
+    return amounts
 
 
 class SmallTerminal(TerminalStage):
@@ -121,6 +154,9 @@ SMALL: tuple[tuple[str, str, Any], ...] = (
     ("stream.model.gate", "DEVIATIONS", 0.0),
     ("stream.model.gate", "LOSS_SLACK", 0.0),
     ("stream.stages.account", "parse_payment", exploding_parse),
+    ("stream.stages.account", "scan_payments", some_plain),
+    ("stream.stages.account", "FEW", 1),
+    ("stream.stages.terminal", "FEW", 2),
     ("stream.stages.terminal", "Decider", SmallDecider),
     ("stream.stages.wiring", "TerminalStage", SmallTerminal),
     ("stream.stages.control", "ENGINE_VERSION", ENGINE),

@@ -10,7 +10,7 @@ from stream.stages.stage import Header, Row, Step
 from stream.stages.state import MemoryStore, State
 from stream.stages.terminal import TerminalStage
 from topics.control import encode_control
-from topics.journal import LABELS, PAYMENTS, UPDATES, Item, Marker, Raw
+from topics.journal import LABELS, PAYMENTS, UPDATES, Item, Marker, PlacedRun, Raw
 from topics.limits import Limits
 
 DAY_MS = 86_400_000
@@ -27,7 +27,8 @@ class Collected:
         self.kept: list[tuple[str, int, bytes | None, bytes, list[Header]]] = []
 
     def journal(self, step: Step, topic: str, partition: int, item: Item) -> None:
-        self.items.append((topic, partition, item))
+        parts = item.spread() if isinstance(item, PlacedRun) else (item,)
+        self.items += [(topic, partition, part) for part in parts]
 
     def records(self, steps: Sequence[Step], topic: str, rows: Sequence[Row]) -> None:
         self.kept += [(topic, *row) for _, row in zip(steps, rows, strict=True)]
