@@ -56,6 +56,58 @@ class Raw(Struct, frozen=True, array_like=True, tag=1):
     oversize: Oversize | None = None
 
 
+class RawRun(Struct, frozen=True, array_like=True, tag=11):
+    """`Raw` of `count` records in a row from one partition, none of them oversize, in columns.
+
+    It stands for as many items as it has records. `offset` is the first's, `last_offset` the last's; `offsets`, `at_ms`
+    i64, `lengths` i32, little-endian; `values`: each, and a NUL behind it.
+    """
+
+    offset: int
+    n: int
+    last_offset: int
+    count: int
+    source: int
+    offsets: bytes
+    at_ms: bytes
+    lengths: bytes
+    values: bytes
+    traceparents: list[str | None] = []
+
+    def spread(self, first: int = 0, end: int | None = None) -> Iterator[Raw]:
+        """The same records, one by one; from `first` on, up to `end`."""
+        end = self.count if end is None else end
+        lengths = struct.unpack(f"<{self.count}i", self.lengths)
+        start = sum(lengths[:first]) + first
+        for i in range(first, end):
+            offset, at_ms = _long(self.offsets, 8 * i)[0], _long(self.at_ms, 8 * i)[0]
+            value = self.values[start : start + lengths[i]]
+            yield Raw(offset, 0, self.source, at_ms, value, self.traceparents[i] if self.traceparents else None)
+            start += lengths[i] + 1
+
+    def part(self, first: int, end: int) -> "RawRun":
+        """The records from `first` on, up to `end`."""
+        lengths = struct.unpack(f"<{self.count}i", self.lengths)
+        start = sum(lengths[:first]) + first
+        stop = start + sum(lengths[first:end]) + end - first
+        offsets = self.offsets[8 * first : 8 * end]
+        return RawRun(
+            _long(offsets, 0)[0],
+            0,
+            _long(offsets, len(offsets) - 8)[0],
+            end - first,
+            self.source,
+            offsets,
+            self.at_ms[8 * first : 8 * end],
+            self.lengths[4 * first : 4 * end],
+            self.values[start:stop],
+            self.traceparents[first:end],
+        )
+
+
+_long = struct.Struct("<q").unpack_from
+
+
 class Placed(Struct, frozen=True, array_like=True, tag=2):
     """A FIRST payment with what the stages before have added. `entities`: one block of float32 features per stage.
 
@@ -234,17 +286,23 @@ EXAMPLE_MATURED = 1
 EXAMPLE_CORRECTED = 2
 EXAMPLE_UNLABELLED = 3
 
-Item = Raw | Placed | PlacedRun | Repeat | Judged | Became | Clock | Marker | Tick | Example
+Item = Raw | RawRun | Placed | PlacedRun | Repeat | Judged | Became | Clock | Marker | Tick | Example
+
+
+Run = RawRun | PlacedRun
+RUNS = (RawRun, PlacedRun)
 
 
 def width_of(item: Item) -> int:
     """For how many items it stands."""
-    return item.count if type(item) is PlacedRun else 1
+    return item.count if isinstance(item, RUNS) else 1
 
 
-def last_n_of(item: Item) -> int:
-    """`n` of the last item that it stands for."""
-    return item.last_n if type(item) is PlacedRun else item.n
+def last_of(item: Item) -> tuple[int, int]:
+    """Origin of the last item that it stands for."""
+    if type(item) is PlacedRun:
+        return item.offset, item.last_n
+    return (item.last_offset if type(item) is RawRun else item.offset), item.n
 
 
 class Block(Struct, frozen=True, array_like=True, kw_only=True):
@@ -276,7 +334,7 @@ def decode_block(value: bytes) -> Block:
         return block
     items: list[Item] = []
     for item in block.items:
-        if type(item) is PlacedRun:
+        if isinstance(item, RUNS):
             items += item.spread()
         else:
             items.append(item)

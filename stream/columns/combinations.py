@@ -1,6 +1,6 @@
 """Combinations of codes (currency, channel, entry mode, ...): payments share few, so each is looked at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -37,9 +37,10 @@ class Combinations:
         self.bits: NDArray[np.uint8] = np.empty((2, 64), np.uint8)
         self.currencies: list[tuple[str, str | None]] = []
 
-    def numbers_of(self, scanned: Scanned, values: Sequence[bytes], limits: Limits) -> list[int]:
-        """The number of each payment's combination; UNKNOWN: the payment is not plain, or its codes are refused."""
-        if len(self._numbers) + len(values) > COMBINATIONS_MAX:
+    def numbers_of(self, scanned: Scanned, value_of: Callable[[int], bytes], limits: Limits) -> list[int]:
+        """The number of each payment's combination; UNKNOWN: the payment is not plain, or its codes are refused.
+        `value_of`: its JSON, by its place."""
+        if len(self._numbers) + len(scanned.spans) > COMBINATIONS_MAX:
             self._clear()
         blob, known = scanned.blob, self._numbers
         if scanned.plain.all():
@@ -48,14 +49,14 @@ class Combinations:
                 return found
         plain = scanned.plain.tolist()
         return [
-            self._number(blob[a:b], value, limits) if is_plain else UNKNOWN
-            for is_plain, (a, b), value in zip(plain, scanned.codes_at.tolist(), values, strict=True)
+            self._number(blob[a:b], i, value_of, limits) if plain[i] else UNKNOWN
+            for i, (a, b) in enumerate(scanned.codes_at.tolist())
         ]
 
-    def _number(self, text: bytes, value: bytes, limits: Limits) -> int:
+    def _number(self, text: bytes, i: int, value_of: Callable[[int], bytes], limits: Limits) -> int:
         number = self._numbers.get(text)
         if number is None:
-            parsed = parse_payment(value, limits)
+            parsed = parse_payment(value_of(i), limits)
             if not isinstance(parsed, Parsed):
                 return UNKNOWN
             number = self._numbers[text] = self._enter(parsed.payment)

@@ -21,8 +21,11 @@ from stream.columns.scan import Scanned
 from stream.features import CODES_WIDTH, ENTITY_FEATURES, PAYMENT_FEATURES
 from topics.journal import RUN_COUNTS, RUN_FLOATS_AT, RUN_LATE, RUN_NAMES_TERMINAL, RUN_TEST, PlacedRun
 
-FEW: Final = 12
+FEW: Final = 24
 """Fewer payments than this are quicker one by one than in columns (`steps.py --batch`)."""
+
+RUN_MAX: Final = 5_000
+"""Payments that are taken in columns at once: some 10 MB."""
 
 FEATURES_WIDTH: Final = len(ENTITY_FEATURES)
 CODES_FROM: Final = 2 * RUN_FLOATS_AT + 2

@@ -175,13 +175,14 @@ class Scanned(NamedTuple):
 
 def scan_payments(values: Sequence[bytes], limits: Limits) -> Scanned:
     """What is plain among `values` (one JSON text each), as columns in their order; at most COUNT_MAX of them."""
-    count = len(values)
-    bytes_max = limits.payload_bytes_max
-    raw = bytearray(b"\0").join((*values, b""))
-    if len(raw) > bytes_max and any(len(value) > bytes_max for value in values):  # empty is not plain, either
-        values = [value if len(value) <= bytes_max else b"" for value in values]
-        raw = bytearray(b"\0").join((*values, b""))
-    lengths = np.fromiter(map(len, values), np.int64, count)
+    lengths = np.fromiter(map(len, values), np.int64, len(values))
+    return scan_joined(bytearray(b"\0").join((*values, b"")), lengths, limits)
+
+
+def scan_joined(raw: bytearray, lengths: NDArray[np.int64], limits: Limits) -> Scanned:
+    """`scan_payments`, of values one after the other, a NUL behind each; `lengths`: without it."""
+    count = len(lengths)
+    assert len(raw) == int(lengths.sum()) + count, "as many bytes as the lengths say"
     fields, texts, slots = table(limits.amount_max)
     out = np.empty(_room(len(raw), count), np.uint8)
     ints = np.zeros((len(INT_COLUMNS), count), np.int64)
@@ -199,6 +200,8 @@ def scan_payments(values: Sequence[bytes], limits: Limits) -> Scanned:
         )  # fmt: skip
         used = scan(*(map(_bare, arrays) if _DISABLE_JIT else arrays))
     assert used <= len(out), "see _room"
+    if len(raw) > limits.payload_bytes_max:
+        flags[PLAIN] &= lengths <= limits.payload_bytes_max
     return Scanned(ints, floats.astype(np.float32), flags, spans, out, out[:used].tobytes())
 
 

@@ -31,13 +31,14 @@ from topics.journal import (
     FIRST_PREV,
     LAYOUT,
     LAYOUT_OLDEST,
+    RUNS,
     Block,
     Item,
-    PlacedRun,
     Raw,
+    RawRun,
     decode_dense,
     encode_block,
-    last_n_of,
+    last_of,
     width_of,
 )
 
@@ -294,10 +295,9 @@ class PartitionRunner:
         last, prev, place = self._origins.get(sender, FIRST_PREV), block.prev, 0
         admitted: list[Step] = []
         for item in block.items:
-            cut = type(item) is PlacedRun and (item.offset, item.n) <= last < (item.offset, item.last_n)
-            for part in item.spread() if cut and type(item) is PlacedRun else (item,):
-                this, width = (part.offset, part.n), width_of(part)
-                end = (part.offset, last_n_of(part))
+            cut = (item.offset, item.n) <= last < last_of(item)
+            for part in item.spread() if cut and isinstance(item, RUNS) else (item,):
+                this, width, end = (part.offset, part.n), width_of(part), last_of(part)
                 if this <= last:
                     self.dropped_items += width
                 elif prev == last:
@@ -405,6 +405,12 @@ def suppress_below(topic_id: bytes, offset: int, metadata: str) -> int:
     return offset if metadata == commit_metadata(topic_id, offset) else 0
 
 
+def _raw_bytes(item: Raw | RawRun) -> int:
+    if isinstance(item, RawRun):
+        return len(item.values) + item.count * (RAW_OVERHEAD_BYTES - 1)
+    return len(item.value) + RAW_OVERHEAD_BYTES
+
+
 class _Outbox:
     """Collects one batch's outputs, and makes blocks of those that go to journals."""
 
@@ -430,19 +436,35 @@ class _Outbox:
         elif len(items) + self._beyond(to, item) >= BLOCK_ITEMS_MAX:
             self._close(to)
             items = self._open[to] = []
-        if type(item) is Raw:  # all else is bounded by what came in, plus some hundred bytes of features
-            size = len(item.value) + RAW_OVERHEAD_BYTES
-            if items and self._raw_bytes[to] + size > BLOCK_BYTES_MAX:
-                self._close(to)
-                items = self._open[to] = []
-            self._raw_bytes[to] = (self._raw_bytes[to] if items else 0) + size
-        elif type(item) is PlacedRun:
+        if type(item) is Raw or type(item) is RawRun:  # else bounded by what came in, plus some hundred bytes
+            self._raw(to, item)
+            return
+        if isinstance(item, RUNS):
             self._in_runs[to] = self._in_runs.get(to, 0) + item.count - 1
+        items.append(item)
+
+    def _raw(self, to: tuple[str, int], item: Raw | RawRun) -> None:
+        """Records as they came, in blocks that are bounded in bytes, too."""
+        items = self._open[to]
+        size = _raw_bytes(item)
+        if items and self._raw_bytes[to] + size > BLOCK_BYTES_MAX:
+            self._close(to)
+            items = self._open[to] = []
+        if type(item) is RawRun:
+            if item.count > 1 and (item.count > BLOCK_ITEMS_MAX or size > BLOCK_BYTES_MAX):
+                half = item.count // 2
+                for part in (item.part(0, half), item.part(half, item.count)):
+                    self._close(to)
+                    self._open[to] = []
+                    self._raw(to, part)
+                return
+            self._in_runs[to] = self._in_runs.get(to, 0) + item.count - 1
+        self._raw_bytes[to] = (self._raw_bytes[to] if items else 0) + size
         items.append(item)
 
     def _beyond(self, to: tuple[str, int], item: Item) -> int:
         """By how much the block that is open, with this item in it, is longer than it looks."""
-        of_item = item.count - 1 if type(item) is PlacedRun else 0
+        of_item = item.count - 1 if isinstance(item, RUNS) else 0
         return of_item + self._in_runs.get(to, 0) if self._in_runs else of_item
 
     def records(self, steps: Sequence[Step], topic: str, rows: Sequence[Row]) -> None:
@@ -466,7 +488,7 @@ class _Outbox:
             prev=runner.last_sent(*to),
             items=items,
         )
-        runner.sent_up_to(*to, (items[-1].offset, last_n_of(items[-1])))
+        runner.sent_up_to(*to, last_of(items[-1]))
         self._sends.append(Send(*to, None, encode_block(block), [], self._generation))
 
     def _close_all(self) -> None:

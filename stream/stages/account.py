@@ -14,8 +14,10 @@ payments' own time has passed what they were observed at; at most LABELS_MAX lab
 """
 
 import struct
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 from operator import sub
 from typing import NamedTuple, cast
 
@@ -29,27 +31,33 @@ from stream.columns.combinations import UNKNOWN, Combinations
 from stream.columns.runs import (
     AMOUNT,
     AT_MS,
+    BLOCK,
     CATEGORY,
     EVENT_MS,
     FEW,
     HASH,
     LABEL_CLOCK,
+    MARKS,
     MINUTES,
+    NUMBER,
     OTHER,
+    POSITION,
+    RUN_MAX,
     TARGET,
     Checked,
+    N,
     check,
     find_late,
     place,
     placed_runs,
 )
-from stream.columns.scan import ACCOUNT_AT, NAMES_AT, Scanned, scan_payments
+from stream.columns.scan import ACCOUNT_AT, NAMES_AT, scan_joined, scan_payments
 from stream.features import local_minutes
 from stream.stages import keys
 from stream.stages.answers import SKIPPED, Answerer, clean_traceparent
 from stream.stages.control import Meaning
 from stream.stages.observe import keep, kept_in, observations
-from stream.stages.stage import Outbox, Step, origin_n, runs_of
+from stream.stages.stage import Outbox, Step, origin_n, runs_of, spread
 from stream.stages.state import State
 from stream.windows.entity import EntityWindows, Observations
 from topics.codec import Parsed, parse_label, parse_payment, parse_update
@@ -63,6 +71,7 @@ from topics.journal import (
     Marker,
     Placed,
     Raw,
+    RawRun,
     Repeat,
 )
 from topics.label import Label
@@ -78,7 +87,6 @@ EPOCH_MAX = TIME_MS_BOUND // EPOCH_MS
 ORPHANS_MAX = 100_000
 LABELS_MAX = 32
 CLOCK_STEP_MS = 3_600_000
-RUN_MAX = 5_000  # payments that are taken in columns at once: some 10 MB
 
 
 class _Entry(NamedTuple):
@@ -140,25 +148,77 @@ class _Identified(NamedTuple):
     hashes: NDArray[np.uint64]
 
 
-class _Plain:
-    """A run of payments as they were scanned. `marks`: see `stream.columns.runs`."""
+class _Payments:
+    """Payments as they came, of some blocks, in columns.
 
-    def __init__(self, steps: Sequence[Step], raws: Sequence[Raw], scanned: Scanned, numbers: list[int]) -> None:
-        self.steps = steps
-        self.raws = raws
-        self.scanned = scanned
-        self.numbers = numbers
-        self.marks = np.array(
-            [
-                [raw.at_ms for raw in raws],
-                [raw.offset for raw in raws],
-                [step.offset for step in steps],
-                [origin_n(step, 0) for step in steps],
-                numbers,
-            ],
-            np.int64,
-        )
-        self.traced = any(raw.traceparent is not None for raw in raws)
+    `marks`: see `stream.columns.runs`, without the combinations' numbers; `blocks`: a step of each one's block;
+    `traceparents`: empty if there are none.
+    """
+
+    def __init__(self, steps: Sequence[Step], limits: Limits) -> None:
+        """`steps`: of runs, or of single records."""
+        self._steps = steps
+        self.traceparents: list[str | None] = []
+        items = [step.item for step in steps]
+        if type(items[0]) is RawRun:
+            self._of_runs(cast("list[RawRun]", items), limits)
+        else:
+            self._of_records(cast("list[Raw]", items), limits)
+
+    def _of_runs(self, runs: Sequence[RawRun], limits: Limits) -> None:
+        steps = self._steps
+        counts = [run.count for run in runs]
+        self.size = sum(counts)
+        self.firsts = [0, *accumulate(counts)]
+        lengths = np.frombuffer(b"".join([run.lengths for run in runs]), np.int32).astype(np.int64)
+        self.scanned = scan_joined(bytearray().join([run.values for run in runs]), lengths, limits)
+        self.marks = np.empty((MARKS, self.size), np.int64)
+        self.marks[AT_MS] = np.frombuffer(b"".join([run.at_ms for run in runs]), np.int64)
+        self.marks[POSITION] = np.frombuffer(b"".join([run.offsets for run in runs]), np.int64)
+        self.marks[BLOCK] = np.repeat(np.array([step.offset for step in steps], np.int64), counts)
+        places = np.repeat(np.array([step.place for step in steps], np.int64) - self.firsts[:-1], counts)
+        self.marks[N] = places + np.arange(self.size) << 8
+        self.blocks = [step for step, count in zip(steps, counts, strict=True) for _ in range(count)]
+        if any(run.traceparents for run in runs):
+            for run in runs:
+                self.traceparents += run.traceparents or [None] * run.count
+
+    def _of_records(self, raws: Sequence[Raw], limits: Limits) -> None:
+        steps = self._steps
+        self.size = len(raws)
+        self.firsts = list(range(self.size + 1))
+        values = [raw.value if raw.oversize is None else b"" for raw in raws]
+        self.scanned = scan_payments(values, limits)
+        self.marks = np.empty((MARKS, self.size), np.int64)
+        self.marks[:NUMBER] = [
+            [raw.at_ms for raw in raws],
+            [raw.offset for raw in raws],
+            [step.offset for step in steps],
+            [origin_n(step, 0) for step in steps],
+        ]
+        self.blocks = steps
+        if any(raw.traceparent is not None for raw in raws):
+            self.traceparents = [raw.traceparent for raw in raws]
+
+    def steps(self, start: int, end: int) -> list[Step]:
+        """One for each payment, of single records."""
+        found: list[Step] = []
+        while start < end:
+            i = bisect_right(self.firsts, start) - 1
+            first, stop = start - self.firsts[i], min(end, self.firsts[i + 1]) - self.firsts[i]
+            step = self._steps[i]
+            if type(step.item) is RawRun:
+                parts = enumerate(step.item.spread(first, stop), step.place + first)
+                found += [Step(step.offset, place, step.at_ms, step.sender, raw) for place, raw in parts]
+            else:
+                found.append(step)
+            start = self.firsts[i] + stop
+        return found
+
+    def value_of(self, i: int) -> bytes:
+        raw = self.steps(i, i + 1)[0].item
+        assert type(raw) is Raw
+        return raw.value
 
     def identified(self, start: int, end: int) -> _Identified:
         blob = self.scanned.blob
@@ -241,7 +301,9 @@ class AccountStage:
     # ---- the stage ----
 
     def apply(self, steps: Sequence[Step], out: Outbox) -> None:
-        of_payments = [type(step.item) is Raw and step.item.source == PAYMENTS for step in steps]
+        of_payments = [
+            (type(step.item) is Raw or type(step.item) is RawRun) and step.item.source == PAYMENTS for step in steps
+        ]
         for payments, start, end in runs_of(of_payments):
             if payments:
                 self._take(steps[start:end], out)
@@ -250,7 +312,7 @@ class AccountStage:
                     self._other(step, step.item, out)
 
     def skip(self, steps: Sequence[Step], out: Outbox) -> None:
-        for step in steps:
+        for step in spread(steps):
             if isinstance(step.item, Raw) and step.item.source == PAYMENTS:
                 self._count_refusal("", SKIPPED)
                 self._answers.refuse(step, step.item, step.sender, None, SKIPPED, out)
@@ -277,47 +339,52 @@ class AccountStage:
 
     # ---- payments in columns: plain ones, which are nearly all ----
 
-    def _take(self, run: Sequence[Step], out: Outbox) -> None:
+    def _take(self, steps: Sequence[Step], out: Outbox) -> None:
         """Payments as they came. What is not plain, not surely in time or not surely new goes one by one; few do, too,
         for which columns would take longer."""
-        if len(run) < FEW:
-            self._one_by_one(run, out)
-            return
-        if len(run) > RUN_MAX:
-            for start in range(0, len(run), RUN_MAX):
-                self._take(run[start : start + RUN_MAX], out)
-            return
-        raws = cast("list[Raw]", [step.item for step in run])
-        values = [raw.value if raw.oversize is None else b"" for raw in raws]
-        scanned = scan_payments(values, self.meaning.limits)
-        numbers = self._combinations.numbers_of(scanned, values, self.meaning.limits)
+        for of_runs, start, end in runs_of([type(step.item) is RawRun for step in steps]):
+            widths = [step.item.count if type(step.item) is RawRun else 1 for step in steps[start:end]]
+            while start < end:
+                # As many as make RUN_MAX, or one run, which has no more than a block may have.
+                size, stop = 0, start
+                while stop < end and (stop == start or size + widths[stop - start] <= RUN_MAX):
+                    size += widths[stop - start]
+                    stop += 1
+                some = steps[start:stop]
+                if size < FEW:
+                    self._one_by_one(list(spread(some)) if of_runs else some, out)
+                else:
+                    self._take_columns(_Payments(some, self.meaning.limits), out)
+                widths, start = widths[stop - start :], stop
+
+    def _take_columns(self, payments: "_Payments", out: Outbox) -> None:
+        numbers = self._combinations.numbers_of(payments.scanned, payments.value_of, self.meaning.limits)
+        payments.marks[NUMBER] = numbers
         if UNKNOWN not in numbers:
-            self._new_or_known(_Plain(run, raws, scanned, numbers), 0, len(run), out)
+            self._new_or_known(payments, 0, payments.size, out)
             return
-        plain = _Plain(run, raws, scanned, numbers)
         for is_plain, start, end in runs_of([number != UNKNOWN for number in numbers]):
             if is_plain:
-                self._new_or_known(plain, start, end, out)
+                self._new_or_known(payments, start, end, out)
             else:
-                self._one_by_one(run[start:end], out)
+                self._one_by_one(payments.steps(start, end), out)
 
-    def _new_or_known(self, plain: "_Plain", start: int, end: int, out: Outbox) -> None:
+    def _new_or_known(self, plain: "_Payments", start: int, end: int, out: Outbox) -> None:
         found = plain.identified(start, end)
         checked = check(plain.scanned, plain.marks, found.hashes, start, self._partitions, self._partition)
         if not self._all_timely(checked):
-            self._one_by_one(plain.steps[start:end], out)
+            self._one_by_one(plain.steps(start, end), out)
             return
         oldest, newest = checked.oldest // EPOCH_MS, checked.newest // EPOCH_MS
-        epochs = (
-            [oldest] * (end - start) if oldest == newest else (plain.scanned.event_ms[start:end] // EPOCH_MS).tolist()
-        )
+        one = oldest == newest
+        epochs = [oldest] * (end - start) if one else (plain.scanned.event_ms[start:end] // EPOCH_MS).tolist()
         known = self._known_ids(epochs, found.pids)
         if not known:
             self._enter(plain, found, epochs, out)
             return
         for again, first, last in runs_of([pid in known for pid in found.pids]):
             if again:
-                self._one_by_one(plain.steps[start + first : start + last], out)
+                self._one_by_one(plain.steps(start + first, start + last), out)
             else:
                 self._enter(plain, plain.identified(start + first, start + last), epochs[first:last], out)
 
@@ -331,16 +398,16 @@ class AccountStage:
             and checked.ahead_ms <= limits.skew_ms
         )
 
-    def _enter(self, plain: "_Plain", found: "_Identified", epochs: Sequence[int], out: Outbox) -> None:
+    def _enter(self, plain: "_Payments", found: "_Identified", epochs: Sequence[int], out: Outbox) -> None:
         """Payments that are new: into the ledger and the windows, and on to the terminals."""
         g, scanned, start, end = self._globals, plain.scanned, found.start, found.end
-        steps, combinations = plain.steps[start:end], self._combinations
+        blocks, combinations = plain.blocks[start:end], self._combinations
         base_amounts = self.meaning.base_amounts(
             scanned.amount[start:end],
             scanned.billing_amount[start:end],
-            [combinations.currencies[number] for number in plain.numbers[start:end]],
+            [combinations.currencies[number] for number in plain.marks[NUMBER, start:end].tolist()],
         )
-        senders = [step.sender for step in steps]
+        senders = [step.sender for step in blocks]
         late = self._late(senders, scanned.event_ms[start:end], scanned.test[start:end])
         placing = place(
             scanned,
@@ -374,9 +441,9 @@ class AccountStage:
             ),
             maturity_ms=self.meaning.limits.maturity_ms,
         )
-        traces = [clean_traceparent(raw.traceparent) for raw in plain.raws[start:end]] if plain.traced else ()
+        traces = [clean_traceparent(text) for text in plain.traceparents[start:end]]
         for first, partition, run in placed_runs(placing, features, scanned, start, plain.marks, senders, traces):
-            out.journal(steps[first], TERMINAL_JOURNAL, partition, run)
+            out.journal(blocks[first], TERMINAL_JOURNAL, partition, run)
         self.counts["first"] += end - start
         self.counts["late"] += int(np.count_nonzero(late))
 
@@ -395,7 +462,7 @@ class AccountStage:
                 self._watermarks[sender] = int(highest)
         return late
 
-    def _write_down(self, plain: "_Plain", found: "_Identified", epochs: Sequence[int], targets: list[int]) -> None:
+    def _write_down(self, plain: "_Payments", found: "_Identified", epochs: Sequence[int], targets: list[int]) -> None:
         """Their entries in the ledger. `targets`: partitions of the terminal journal."""
         scanned, rows = plain.scanned, slice(found.start, found.end)
         blob = scanned.blob

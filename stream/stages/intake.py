@@ -5,13 +5,28 @@ Its step is one foreign record. All that could ever be decided differently is de
 
 from collections.abc import Sequence
 from hashlib import sha256
+from typing import cast
 
 import msgspec
+import numpy as np
 from msgspec import Struct
+from xxhash import xxh3_64_intdigest
 
+from stream.columns.runs import FEW, RUN_MAX
+from stream.columns.scan import Scanned, scan_payments
 from stream.stages.keys import partition_of_origin, partition_of_unchecked
-from stream.stages.stage import Outbox, Record, Step
-from topics.journal import LABELS, OUTPUTS_PER_ITEM_MAX, PAYMENTS, RAW_BYTES_MAX, RAW_EXCERPT_BYTES, Oversize, Raw
+from stream.stages.stage import Outbox, Record, Step, runs_of
+from topics.journal import (
+    LABELS,
+    OUTPUTS_PER_ITEM_MAX,
+    PAYMENTS,
+    RAW_BYTES_MAX,
+    RAW_EXCERPT_BYTES,
+    Oversize,
+    Raw,
+    RawRun,
+)
+from topics.limits import LIMITS_DEFAULT
 
 ACCOUNT_JOURNAL = "account-journal"
 TRACEPARENT_CHARS_MAX = 64
@@ -47,6 +62,60 @@ class Intake:
         self.partitions = partitions
 
     def apply(self, steps: Sequence[Step], out: Outbox) -> None:
+        if self.source == PAYMENTS and len(steps) >= FEW:
+            self._columns(steps, out)
+        else:
+            self._one_by_one(steps, out)
+
+    def _columns(self, steps: Sequence[Step], out: Outbox) -> None:
+        """Plain payments in runs, the others one by one. Limits do not matter here: they decide on the road only."""
+        if len(steps) > RUN_MAX:
+            for start in range(0, len(steps), RUN_MAX):
+                self.apply(steps[start : start + RUN_MAX], out)
+            return
+        records = cast("list[Record]", [step.item for step in steps])
+        values = [record.value or b"" for record in records]
+        if max(map(len, values)) > RAW_BYTES_MAX:
+            values = [value if len(value) <= RAW_BYTES_MAX else b"" for value in values]
+        scanned = scan_payments(values, LIMITS_DEFAULT)
+        for plain, start, end in runs_of(scanned.plain.tolist()):
+            if plain:
+                self._run(steps[start:end], records[start:end], values[start:end], scanned, start, out)
+            else:
+                self._one_by_one(steps[start:end], out)
+
+    def _run(
+        self,
+        steps: Sequence[Step],
+        records: Sequence[Record],
+        values: Sequence[bytes],
+        scanned: Scanned,
+        start: int,
+        out: Outbox,
+    ) -> None:
+        blob, partitions = scanned.blob, self.partitions
+        names = scanned.account_at[start : start + len(steps)].tolist()
+        targets = [xxh3_64_intdigest(blob[a + 1 : b]) % partitions for a, b, _ in names]  # as `partition_of` does
+        traces = [_traceparent(record) if record.headers else None for record in records]
+        traced = traces.count(None) < len(traces)
+        for target in sorted(set(targets)):
+            at = [i for i, other in enumerate(targets) if other == target]
+            offsets = [steps[i].offset for i in at]
+            run = RawRun(
+                offsets[0],
+                0,
+                offsets[-1],
+                len(at),
+                PAYMENTS,
+                np.array(offsets, np.int64).tobytes(),
+                np.array([records[i].at_ms for i in at], np.int64).tobytes(),
+                np.array([len(values[i]) for i in at], np.int32).tobytes(),
+                b"\0".join((*[values[i] for i in at], b"")),
+                [traces[i] for i in at] if traced else [],
+            )
+            out.journal(steps[at[0]], ACCOUNT_JOURNAL, target, run)
+
+    def _one_by_one(self, steps: Sequence[Step], out: Outbox) -> None:
         source, partitions = self.source, self.partitions
         for step in steps:
             record = step.item

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
-from topics.journal import Item, PlacedRun
+from topics.journal import RUNS, Item
 
 Header = tuple[str, bytes]
 Row = tuple[int, bytes | None, bytes, list[Header]]
@@ -67,12 +67,12 @@ def runs_of(kinds: Sequence[bool]) -> Iterator[tuple[bool, int, int]]:
 
 
 def spread(steps: Sequence[Step]) -> Iterator[Step]:
-    """Steps of single items: one for each payment of a run."""
+    """Steps of single items: one for each that a run stands for."""
     for step in steps:
         item = step.item
-        if isinstance(item, PlacedRun):
-            for i, placed in enumerate(item.spread()):
-                yield Step(step.offset, step.place + i, step.at_ms, step.sender, placed)
+        if isinstance(item, RUNS):
+            for i, part in enumerate(item.spread()):
+                yield Step(step.offset, step.place + i, step.at_ms, step.sender, part)
         else:
             yield step
 

@@ -203,7 +203,7 @@ MUTANTS = (
     Mutant("a run counts as one item", ((RUNNER, "                place += width", "                place += 1"),)),
     Mutant(
         "a run of which a part was here is taken whole",
-        ((RUNNER, "if cut and type(item) is PlacedRun else", "if False and type(item) is PlacedRun else"),),
+        ((RUNNER, "if cut and isinstance(item, RUNS) else", "if False and isinstance(item, RUNS) else"),),
     ),
     Mutant(
         "what may be known is entered in columns",

@@ -63,13 +63,20 @@ def exploding_parse(raw: bytes | None, limits: Limits) -> Parsed | Refusal:
 def some_plain(values: Sequence[bytes], limits: Limits) -> Scanned:
     """One payment in four, another one in each call, goes the road of payments that are not plain: it must not matter
     which of the two it takes, not even when it comes again."""
-    for value in values:
-        if b'"amount":%d,' % BOMB_AMOUNT in value:
-            raise ArithmeticError(ACCOUNT_BOMB)
     scanned = scan_payments(values, limits)
-    chosen = np.array([crc32(value) % 4 != len(values) % 4 for value in values], np.bool_)
-    scanned.plain[:] &= chosen
+    scanned.plain[:] &= np.array([crc32(value) % 4 != len(values) % 4 for value in values], np.bool_)
     return scanned
+
+
+def exploding_scan(values: Sequence[bytes], limits: Limits) -> Scanned:
+    for value in values:
+        exploding_parse(value if b'"amount":%d,' % BOMB_AMOUNT in value else None, limits)
+    return some_plain(values, limits)
+
+
+def exploding_joined(raw: bytearray, lengths: Any, limits: Limits) -> Scanned:
+    ends = np.cumsum(lengths + 1).tolist()
+    return exploding_scan([bytes(raw[a : b - 1]) for a, b in zip([0, *ends], ends, strict=False)], limits)
 
 
 class SmallDecider(Decider):
@@ -154,7 +161,10 @@ SMALL: tuple[tuple[str, str, Any], ...] = (
     ("stream.model.gate", "DEVIATIONS", 0.0),
     ("stream.model.gate", "LOSS_SLACK", 0.0),
     ("stream.stages.account", "parse_payment", exploding_parse),
-    ("stream.stages.account", "scan_payments", some_plain),
+    ("stream.stages.account", "scan_payments", exploding_scan),
+    ("stream.stages.account", "scan_joined", exploding_joined),
+    ("stream.stages.intake", "scan_payments", some_plain),
+    ("stream.stages.intake", "FEW", 1),
     ("stream.stages.account", "FEW", 1),
     ("stream.stages.terminal", "FEW", 2),
     ("stream.stages.terminal", "Decider", SmallDecider),
