@@ -9,7 +9,7 @@ The live worker and the simulator drive this same code. They fetch, produce, wri
 Bounds: one entry per sender partition in `origins`, one per destination partition in `prevs`.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -467,12 +467,11 @@ class _Outbox:
         of_item = item.count - 1 if isinstance(item, RUNS) else 0
         return of_item + self._in_runs.get(to, 0) if self._in_runs else of_item
 
-    def records(self, steps: Sequence[Step], topic: str, rows: Sequence[Row]) -> None:
+    def records(self, steps: Sequence[Step], topic: str, rows: Iterable[Row]) -> None:
         runner, generation = self._runner, self._generation
         if steps[0].offset < runner.suppress_below:
-            sent = [row for step, row in zip(steps, rows, strict=True) if step.offset >= runner.suppress_below]
-            runner.suppressed += len(rows) - len(sent)
-            rows = sent
+            rows = [row for step, row in zip(steps, rows, strict=True) if step.offset >= runner.suppress_below]
+            runner.suppressed += len(steps) - len(rows)
         # `tuple.__new__` takes half of the time of `Send(...)`.
         self._sends += [_new(Send, (topic, *row, generation)) for row in rows]
 

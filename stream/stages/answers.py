@@ -7,6 +7,7 @@ answer) stands in the headers.
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import repeat
 
 import msgspec
 from msgspec import Struct
@@ -14,7 +15,7 @@ from msgspec import Struct
 from stream.features import FEATURES_VERSION
 from stream.stages.control import Meaning
 from stream.stages.keys import Entity, entity_of, partition_of_origin
-from stream.stages.stage import Header, Outbox, Row, Step, origin_n
+from stream.stages.stage import Header, Outbox, Step, origin_n
 from topics.cards import any_card_number
 from topics.dead_letter import dead_letter_headers, dead_letter_of
 from topics.decision import Decision, Origin, Position, Versions
@@ -123,30 +124,34 @@ class Answerer:
         out: Outbox,
     ) -> None:
         """The first answers to payments that were decided; and their details, on the same partitions."""
-        to = [(account.partition, account.text) for account in accounts]
-        self.send_firsts(steps, to, values, [_first_headers(item) for item in placed], details, out)
+        self.send_firsts(
+            steps,
+            [account.partition for account in accounts],
+            [account.text for account in accounts],
+            values,
+            [_first_headers(item) for item in placed],
+            details,
+            out,
+        )
 
     def send_firsts(
         self,
         steps: Sequence[Step],
-        to: Sequence[tuple[int, bytes]],
+        partitions: Sequence[int],
+        accounts: Sequence[bytes],
         values: Sequence[bytes],
         headers: Sequence[list[Header]],
         details: Sequence[bytes] | None,
         out: Outbox,
     ) -> None:
-        """`to`: partition and key of each."""
+        """`partitions`, `accounts`: to which partition each goes, and under which key."""
         if not steps:
             return
-        answers: list[Row] = [
-            (partition, key, value, added) for (partition, key), value, added in zip(to, values, headers, strict=True)
-        ]
-        out.records(steps, DECISIONS, answers)
+        out.records(steps, DECISIONS, zip(partitions, accounts, values, headers, strict=True))
         if details is not None:
-            described: list[Row] = [
-                (partition, key, value, []) for (partition, key), value in zip(to, details, strict=True)
-            ]
-            out.records(steps, DETAILS, described)
+            out.records(
+                steps, DETAILS, zip(partitions, accounts, details, repeat(_NO_HEADERS, len(steps)), strict=True)
+            )
 
     def bury(self, step: Step, raw: Raw, sender: tuple[bytes, int], topic: str, refusal: Refusal, out: Outbox) -> None:
         """Keep a record that was refused: where it stood, why, and a masked excerpt."""
@@ -204,6 +209,7 @@ def _about_repeat(item: Repeat) -> _About:
 _NOBODY = _About(None, None, None, "live", None, None)
 
 
+_NO_HEADERS: list[Header] = []
 _FIRST: Header = ("answer", b"first")
 _REPEAT: Header = ("answer", b"repeat")
 _SPECVERSION: Header = ("ce_specversion", b"1.0")

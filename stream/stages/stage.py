@@ -5,7 +5,7 @@ through, in order, and hands what they cause to an `Outbox`, in order. However a
 `apply`, the outputs and the state after it are the same.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct
@@ -84,7 +84,7 @@ class Outbox(Protocol):
         """To a journal. The item's `(offset, n)` must be `origin(step, j)`, j ascending within the step."""
         ...
 
-    def records(self, steps: Sequence[Step], topic: str, rows: Sequence[Row]) -> None:
+    def records(self, steps: Sequence[Step], topic: str, rows: Iterable[Row]) -> None:
         """To a topic that is not a journal: decisions, details, dead letters, control. A row for each step, at least
         one, in their order."""
         ...

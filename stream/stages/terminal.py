@@ -253,15 +253,15 @@ class TerminalStage:
         ]
         partitions = (columns.payers % np.uint64(self._decision_partitions)).tolist()
         texts = columns.texts
-        to = [
-            (partition, texts[a:b]) for partition, (a, b) in zip(partitions, columns.names[:, 4:].tolist(), strict=True)
-        ]
+        accounts = [texts[a:b] for a, b in columns.names[:, 4:].tolist()]
         if len(at) < columns.size:
-            steps, headers, to = [steps[i] for i in at], [headers[i] for i in at], [to[i] for i in at]
+            steps, headers = [steps[i] for i in at], [headers[i] for i in at]
+            partitions, accounts = [partitions[i] for i in at], [accounts[i] for i in at]
             at_ms, pids = [at_ms[i] for i in at], [pids[i] for i in at]
         values = answers.values()
         self._keep_answers(at_ms, pids, values)
-        self._answers.send_firsts(steps, to, values, headers, None if details is None else details.values(), out)
+        described = None if details is None else details.values()
+        self._answers.send_firsts(steps, partitions, accounts, values, headers, described, out)
 
     def _remember(
         self,

@@ -435,8 +435,8 @@ MUTANTS = (
         (
             (
                 ANSWERS,
-                "(partition, key, value, added) for",
-                "(0, key, value, added) for",
+                "zip(partitions, accounts, values, headers,",
+                "zip([0] * len(steps), accounts, values, headers,",
             ),
         ),
     ),

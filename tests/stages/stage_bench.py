@@ -1,6 +1,6 @@
 """One stage over a state in memory, fed items by hand; what it emits, sorted by where it goes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -30,7 +30,7 @@ class Collected:
         parts = item.spread() if isinstance(item, PlacedRun) else (item,)
         self.items += [(topic, partition, part) for part in parts]
 
-    def records(self, steps: Sequence[Step], topic: str, rows: Sequence[Row]) -> None:
+    def records(self, steps: Sequence[Step], topic: str, rows: Iterable[Row]) -> None:
         self.kept += [(topic, *row) for _, row in zip(steps, rows, strict=True)]
 
     def of(self, kind: type) -> list[Any]:
