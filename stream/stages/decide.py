@@ -39,6 +39,7 @@ from stream.rules.reasons import reason_codes
 from stream.rules.ruleset import canonical_bytes, decode_ruleset
 from stream.stages import keys
 from stream.stages.control import FULL_NAMES, Meaning, ModelPayload, control_of
+from stream.stages.kept import Shared
 from stream.stages.model_reasons import MODEL_REASONS
 from stream.stages.stage import Step, origin_n
 from stream.stages.state import State
@@ -74,10 +75,11 @@ class Decided(NamedTuple):
 
 class Answers(NamedTuple):
     """`values`: decisions, in order. `contributions`: by payment of the run, where it was not approved; None: the model
-    had no say."""
+    had no say. `reasons`: as JSON, by place in `values`, where there are any."""
 
     values: list[bytes]
     contributions: dict[int, list[float] | None]
+    reasons: dict[int, bytes]
 
 
 class Origins(NamedTuple):
@@ -94,7 +96,7 @@ _MODE_TEXTS = tuple(b"" if mode == "live" else b',"mode":"%b"' % mode.encode() f
 _DETAILS_MIDDLE = b',"feature_set":"%b","features":"' % FEATURES_VERSION.encode()
 
 
-def _finite(numbers: Sequence[float | None], at: Sequence[int]) -> list[float] | None:
+def finite(numbers: Sequence[float | None], at: Sequence[int]) -> list[float] | None:
     """Those `at` some places; None where no model has made them."""
     return None if not numbers or numbers[0] is None else cast("list[float]", [numbers[row] for row in at])
 
@@ -174,6 +176,10 @@ class Decider:
         # The same in every answer until the next marker: encoded once.
         versions_text = _encode(versions)
         self._versions = cast(Versions, msgspec.Raw(versions_text))
+        self.shared = Shared(
+            self._partition, self.policy.mode, self._outcomes, cast("list[Outcome]", [*VERDICTS]), versions_text
+        )
+        self.shared_key = self.shared.key
         self._middle = b'},"versions":%b,"position":{"partition":%d,"offset":' % (versions_text, self._partition)
         self._limits_text = _encode(limits)
         self._limits = cast("dict[str, float]", msgspec.Raw(self._limits_text)) if limits else {}
@@ -257,7 +263,8 @@ class Decider:
                     )
                 )
             )
-        return Answers(values, contributions)
+        said = {k: _encode(reasons[i]) for k, i in enumerate(at) if reasons.get(i)}
+        return Answers(values, contributions, said)
 
     def details(self, placed: Sequence[Placed], decided: Decided, at: Sequence[int], answers: Answers) -> list[bytes]:
         """Why: of each of the answers to the payments `at`, for those who tune and those who audit."""
@@ -280,8 +287,8 @@ class Decider:
 
     def texts(
         self, columns: Columns, origins: Origins, decided: Decided, at: Sequence[int], *, details: bool
-    ) -> tuple[Texts, Texts | None]:
-        """`answers` and `details` to the payments `at` of columns: the same bytes."""
+    ) -> tuple[Texts, Texts | None, dict[int, bytes]]:
+        """`answers` and `details` to the payments `at` of columns: the same bytes; and `reasons`."""
         rows = slice(None) if len(at) == columns.size else np.array(at, np.int64)
         spoken = [(i, row) for i, row in enumerate(at) if decided.verdict[row]]
         contributions = {i: self._contributions(decided, row) for i, row in spoken}
@@ -304,24 +311,25 @@ class Decider:
             mode_texts=_MODE_TEXTS,
             policy_text=self._policy_text,
             verdicts=np.array([heads_at[row] + decided.verdict[row] for row in at], np.int64),
-            probabilities=_finite(decided.probability, at),
+            probabilities=finite(decided.probability, at),
             reasons=reasons,
             event_ms=columns.event_ms[rows],
             respond_by=columns.respond_by[rows],
         )
         if not details:
-            return answers, None
-        return answers, details_texts(
+            return answers, None, reasons
+        described = details_texts(
             decisions=answers,
             middle=_DETAILS_MIDDLE,
             rows=decided.seen[rows],
-            logits=_finite(decided.logit, at),
+            logits=finite(decided.logit, at),
             contributions={i: _encode(added) for i, added in contributions.items() if added},
             limits=self._limits_text,
             hits=self._hits(decided.hits, decided, at),
             near_hits=self._hits(decided.near, decided, at),
             late=columns.late[rows],
         )
+        return answers, described, reasons
 
     def _heads_of(self, partition: int) -> list[bytes]:
         """How an answer begins, by verdict. `partition`: of `payments`."""

@@ -29,7 +29,8 @@ from stream.stages import keys, pending
 from stream.stages.account import TERMINAL_JOURNAL
 from stream.stages.answers import EXPIRED, SKIPPED, Answerer, delivery_of, first_headers
 from stream.stages.control import Meaning
-from stream.stages.decide import Decided, Decider, Origins
+from stream.stages.decide import Decided, Decider, Origins, finite
+from stream.stages.kept import Said, answer_of, decode_shared, encode_shared, pack, shared_of
 from stream.stages.observe import keep, kept_in, observations
 from stream.stages.stage import Outbox, Step, origin_n, runs_of, spread
 from stream.stages.state import State
@@ -57,6 +58,7 @@ EXAMPLES = "examples"
 MATURED_MAX = 100
 DUE_ROWS_MAX = 400  # one legitimate payment in four teaches, so about MATURED_MAX of these do
 UNLABELLED_ONE_IN = 100
+SHARED_MAX = 100_000  # as many versions as that are not made in the days for which answers are kept
 PAYER_RATIO_AT = ENTITY_INDEX["amount_ratio"]
 assert MATURED_MAX < 200, "the outputs of one step must be numbered within its item"
 
@@ -113,6 +115,7 @@ class TerminalStage:
             else msgspec.msgpack.decode(kept, type=_Globals)
         )
         self._label_clock_ms = min(self._globals.clocks)
+        self._shared_known = b""
 
     # ---- the stage ----
 
@@ -244,22 +247,34 @@ class TerminalStage:
         origins = Origins(
             [run.partition for run in runs for _ in range(run.count)], [step.offset for step in steps], numbers
         )
-        answers, details = self.decider.texts(columns, origins, decided, at, details=self._details)
+        answers, details, reasons = self.decider.texts(columns, origins, decided, at, details=self._details)
         positions, ends = columns.positions.tolist(), accumulate([run.count for run in runs])
         headers = [
             header
             for run, end in zip(runs, ends, strict=True)
             for header in first_headers(run, positions[end - run.count : end])
         ]
+        said = Said(
+            decided.verdict,
+            columns.modes.tolist(),
+            origins.partitions,
+            positions,
+            origins.offsets,
+            numbers,
+            columns.event_ms.tolist(),
+            columns.respond_by.tolist(),
+            finite(decided.probability, range(columns.size)),
+            reasons,
+        )
         partitions = (columns.payers % np.uint64(self._decision_partitions)).tolist()
         texts = columns.texts
         accounts = [texts[a:b] for a, b in columns.names[:, 4:].tolist()]
         if len(at) < columns.size:
             steps, headers = [steps[i] for i in at], [headers[i] for i in at]
             partitions, accounts = [partitions[i] for i in at], [accounts[i] for i in at]
-            at_ms, pids = [at_ms[i] for i in at], [pids[i] for i in at]
+            at_ms, pids, said = [at_ms[i] for i in at], [pids[i] for i in at], said.at(at)
+        self._keep_answers(at_ms, pids, said)
         values = answers.values()
-        self._keep_answers(at_ms, pids, values)
         described = None if details is None else details.values()
         self._answers.send_firsts(steps, partitions, accounts, values, headers, described, out)
 
@@ -327,11 +342,24 @@ class TerminalStage:
             run, placed, payers = [run[i] for i in at], [placed[i] for i in at], [payers[i] for i in at]
         if at:
             at_ms = [item.at_ms for item in placed]
-            self._keep_answers(at_ms, [item.pid for item in placed], answers.values)
+            said = Said(
+                [decided.verdict[i] for i in at],
+                [RUN_MODES.index(item.payment.mode) for item in placed],
+                [item.partition for item in placed],
+                [item.position for item in placed],
+                [step.offset for step in run],
+                [origin_n(step, 0) for step in run],
+                [item.payment.event_time for item in placed],
+                [-1 if item.payment.respond_by is None else item.payment.respond_by for item in placed],
+                finite(decided.probability, at),
+                answers.reasons,
+            )
+            self._keep_answers(at_ms, [item.pid for item in placed], said)
             self._answers.send_decided(run, placed, payers, answers.values, details, out)
 
-    def _keep_answers(self, at_ms: Sequence[int], pids: Sequence[bytes], values: Sequence[bytes]) -> None:
+    def _keep_answers(self, at_ms: Sequence[int], pids: Sequence[bytes], said: Said) -> None:
         """For repeats. `at_ms`: the broker's time of each payment."""
+        values = pack(said, self._shared())
         kept = dict(zip(keys.time_keys(keys.TABLE_ANSWER, at_ms, pids), values, strict=True))
         keep_from = self._globals.answers_from_ms
         if min(at_ms) < keep_from:  # these are forgotten already, wherever a run is cut
@@ -339,6 +367,28 @@ class TerminalStage:
             kept = {key: value for key, value in kept.items() if key >= low}
         self._state.put_all(keys.TABLE_ANSWER, kept)
         self.answered_at_ms += at_ms
+
+    def _shared(self) -> bytes:
+        """The key of what answers have in common from here on; it is kept once one refers to it."""
+        key = self.decider.shared_key
+        if key != self._shared_known:
+            found = self._state.get(keys.TABLE_SHARED + key)
+            if found is None or decode_shared(found).until_ms is not None:
+                self._state.put(keys.TABLE_SHARED + key, encode_shared(self.decider.shared))
+            self._shared_known = key
+        return key
+
+    def _take_marker(self, marker: Marker) -> None:
+        before = self.decider.shared_key
+        self.meaning.apply(marker)
+        self.decider.apply(marker)
+        if self.decider.shared_key != before:
+            self._shared_known = b""
+            found = self._state.get(keys.TABLE_SHARED + before)
+            if found is not None:
+                ended = msgspec.structs.replace(decode_shared(found), until_ms=self._globals.latest_at_ms)
+                self._state.put(keys.TABLE_SHARED + before, encode_shared(ended))
+        self._forget()
 
     def _await_truth(
         self,
@@ -376,6 +426,10 @@ class TerminalStage:
         if keep_from > g.answers_from_ms:
             g.answers_from_ms = keep_from
             self._state.drop_range(keys.TABLE_ANSWER, keys.time_key(keys.TABLE_ANSWER, keep_from))
+            for key, value in self._state.scan(keys.TABLE_SHARED, keys.TABLE_SHARED + b"\xff" * 9, SHARED_MAX):
+                until_ms = decode_shared(value).until_ms
+                if until_ms is not None and until_ms < keep_from:
+                    self._state.delete(key)
 
     def _repeat(self, step: Step, item: Repeat, out: Outbox) -> None:
         value = None
@@ -387,7 +441,18 @@ class TerminalStage:
             self._answers.refuse_expired(step, item, out)
         else:
             self.counts["repeated"] += 1
+            value = self._whole(value, item)
             self._answers.send(step, delivery_of(item), item.tenant_id, item.account_id, value, repeat=True, out=out)
+
+    def _whole(self, value: bytes, item: Repeat) -> bytes:
+        """The answer of which `value` is kept."""
+        shared = shared_of(value)
+        if shared is None:
+            return value
+        found = self._state.get(keys.TABLE_SHARED + shared)
+        if found is None:
+            raise InternalError(f"an answer is kept, and what it shares with others ({shared.hex()}) is not")
+        return answer_of(value, decode_shared(found), item)
 
     # ---- labels, updates, clocks, markers ----
 
@@ -405,9 +470,7 @@ class TerminalStage:
         elif isinstance(item, Tick):
             self._mature(step, out)
         elif isinstance(item, Marker):
-            self.meaning.apply(item)
-            self.decider.apply(item)
-            self._forget()
+            self._take_marker(item)
         else:
             raise InternalError(f"a {type(item).__name__} does not belong on {TERMINAL_JOURNAL}")
 
