@@ -112,6 +112,12 @@ def _figures(ms: list[float]) -> dict[str, float | None]:
     return {name: None if math.isinf(value) else round(value, 2) for name, value in figures.items()}
 
 
+def _per_second(read_ns: list[int], began_ns: int, seconds: float) -> float:
+    """Answers read a second while the load was sent, without its first fifth."""
+    first_ns, last_ns = began_ns + seconds / 5 * 1e9, began_ns + seconds * 1e9
+    return sum(first_ns <= at_ns < last_ns for at_ns in read_ns) / (0.8 * seconds)
+
+
 def latency(
     bootstrap: str,
     directory: Path,
@@ -165,6 +171,7 @@ def latency(
             [(read[i] - at_ns) / 1e6 if i in read else math.inf for i, (_, at_ns) in acked.items()]
         ),
         "unanswered": len(acked.keys() - read.keys()),
+        "answered_per_s": round(_per_second(list(read.values()), min(at_ns for at_ns, _ in acked.values()), seconds)),
         "payments": len(acked),
         "rate": rate,
         "seconds": seconds,

@@ -8,6 +8,7 @@ import statistics
 from typing import Any
 
 from meter import Figure, memory_mb
+from ours import PRODUCTION
 from scale_load import Stream
 from scale_run import Running, bench, running
 from scale_verdict import Row, say, verdict
@@ -16,6 +17,7 @@ FEW, MANY = 10_000, 1_000_000
 TIMES = 1.3
 MEMORY_MB = 1_500.0
 CHUNK = 50_000
+PAYMENTS = 200_000  # in a round: with fewer it is chance whether a compaction, two seconds of CPU, falls into one
 MS_BETWEEN = 5_000.0  # a million payments take 58 days of event time
 
 
@@ -32,13 +34,18 @@ def _warm(found: Running, payments: int) -> float:
 
 
 def accounts(*, short: bool) -> dict[str, Any]:
-    few, many, payments, rounds = (500, 5_000, 4_000, 1) if short else (FEW, MANY, 40_000, 2)
+    few, many, payments, rounds = (500, 5_000, 4_000, 1) if short else (FEW, MANY, PAYMENTS, 2)
     figures: dict[str, list[Figure]] = {"few": [], "many": []}
     streams = {
         "few": Stream(seed=60, accounts=few, ms_between=MS_BETWEEN, once_each=True),
         "many": Stream(seed=61, accounts=many, ms_between=MS_BETWEEN, once_each=True),
     }
-    with bench() as place, running(place, streams["few"]) as of_few, running(place, streams["many"]) as of_many:
+    every = {"tick_s": PRODUCTION.tick_every_s, "snapshot_s": PRODUCTION.snapshot_every_s}
+    with (
+        bench() as place,
+        running(place, streams["few"], **every) as of_few,
+        running(place, streams["many"], **every) as of_many,
+    ):
         _warm(of_few, min(many, 10 * few))
         warm_mb = _warm(of_many, many)
         for _ in range(rounds):
