@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.columns import scan
-from stream.columns.scan import Scanned, scan_payments
+from stream.columns.scan import Scanned, scan_joined, scan_payments
 from stream.stages import keys
 from topics.codec import Parsed, parse_payment
 from topics.limits import Limits
@@ -249,6 +249,14 @@ def test_what_takes_the_most_room_in_proportion_has_it() -> None:
     values = [text_of(SMALL | tenants[i % 2]) for i in range(3 * scan.BLOCK_ROWS + 1)]
     scanned = scan_payments(values, LIMITS)
     assert all(agree(scanned, row, raw) for row, raw in enumerate(values))
+
+
+@pytest.mark.parametrize("lengths", [[2, 2], [1, 3], [-1, 5], [6, -2], [4], [1, 1, 0, 1]])
+def test_lengths_that_do_not_fit_are_refused_before_a_kernel_sees_them(lengths: list[int]) -> None:
+    good = scan_joined(bytearray(b"{}\0{ \0"), np.array([2, 2]), LIMITS)
+    assert not good.plain.any()
+    with pytest.raises(ValueError, match="do not agree"):
+        scan_joined(bytearray(b"{}\0{a}\0"), np.array(lengths), LIMITS)
 
 
 COLUMNS: Final = (

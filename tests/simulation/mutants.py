@@ -168,8 +168,8 @@ MUTANTS = (
         (
             (
                 TERMINAL,
-                "            self.decider.apply(item)",
-                "            self.decider.apply(self.__dict__.pop('_late', item))\n            self._late = item",
+                "        self.decider.apply(marker)",
+                "        self.decider.apply(self.__dict__.pop('_late', marker))\n        self._late = marker",
             ),
         ),
     ),
@@ -199,6 +199,14 @@ MUTANTS = (
     Mutant(
         "senders told apart by partition alone",
         ((RUNNER, "sender = (block.sender, block.partition)", 'sender = (block.sender[:0] or b"x", block.partition)'),),
+    ),
+    Mutant(
+        "a repeat names the versions of now",
+        ((TERMINAL, "answer_of(value, decode_shared(found), item)", "answer_of(value, self.decider.shared, item)"),),
+    ),
+    Mutant(
+        "what answers share goes before they do",
+        ((TERMINAL, "if until_ms is not None and until_ms < keep_from:", "if until_ms is not None:"),),
     ),
     Mutant("a run counts as one item", ((RUNNER, "                place += width", "                place += 1"),)),
     Mutant(
@@ -323,8 +331,8 @@ MUTANTS = (
         (
             (
                 TERMINAL,
-                "            self.meaning.apply(item)\n            self.decider.apply(item)\n",
-                "            self.decider.apply(item)\n            self.meaning.apply(item)\n",
+                "        self.meaning.apply(marker)\n        self.decider.apply(marker)\n",
+                "        self.decider.apply(marker)\n        self.meaning.apply(marker)\n",
             ),
         ),
     ),
