@@ -74,6 +74,20 @@ class RawRun(Struct, frozen=True, array_like=True, tag=11):
     values: bytes
     traceparents: list[str | None] = []
 
+    def check(self) -> None:
+        """Raise `msgspec.DecodeError` unless its columns fit together: a kernel relies on it."""
+        count = self.count
+        fits = (
+            count >= 1
+            and len(self.offsets) == len(self.at_ms) == 8 * count == 2 * len(self.lengths)
+            and len(self.traceparents) in (0, count)
+            and self.offset == _long(self.offsets, 0)[0]
+            and self.last_offset == _long(self.offsets, 8 * count - 8)[0]
+        )
+        lengths = struct.unpack(f"<{count}i", self.lengths) if fits else ()
+        if not fits or min(lengths) < 0 or sum(lengths) + count != len(self.values):
+            raise msgspec.DecodeError("columns of a run of records do not fit together")
+
     def spread(self, first: int = 0, end: int | None = None) -> Iterator[Raw]:
         """The same records, one by one; from `first` on, up to `end`."""
         end = self.count if end is None else end
@@ -160,8 +174,14 @@ class PlacedRun(Struct, frozen=True, array_like=True, tag=10):
     texts: bytes
     traceparents: list[str | None] = []
 
+    def check(self) -> None:
+        """Raise `msgspec.DecodeError` unless its columns fit together; whether its texts do, shows when it is read."""
+        count, width = self.count, _ROW.size + 4 * (2 + max(self.codes, 0) + max(self.features, 0))
+        if count < 1 or len(self.rows) != count * (width + width % 8) or len(self.traceparents) not in (0, count):
+            raise msgspec.DecodeError("rows of a run of payments do not fit together")
+
     def spread(self) -> Iterator[Placed]:
-        """The same payments, one by one."""
+        """The same payments, one by one. Raises `msgspec.DecodeError` where a text is none."""
         width, start = len(self.rows) // self.count, 0
         features_at = 8 * RUN_FLOATS_AT + 4 * (2 + self.codes)
         for i in range(self.count):
@@ -327,9 +347,19 @@ def encode_block(block: Block) -> bytes:
     return _encoder.encode(block)
 
 
+def check_runs(block: Block) -> None:
+    """Raise `msgspec.DecodeError` where a run cannot be what a stage has sent."""
+    for item in block.items:
+        if isinstance(item, RUNS):
+            if block.layout == LAYOUT_OLDEST or not block.sender:
+                raise msgspec.DecodeError(f"a run in a block of layout {block.layout}, or of a timer")
+            item.check()
+
+
 def decode_block(value: bytes) -> Block:
     """The block item by item. Raises as msgspec does."""
     block = decode_dense(value)
+    check_runs(block)
     if block.layout == LAYOUT_OLDEST:
         return block
     items: list[Item] = []

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.columns.scan import Scanned
-from stream.features import CODES_WIDTH, COMBINATIONS_MAX, codes_of
+from stream.features import CODES_WIDTH, codes_of
 from topics.codec import Parsed, parse_payment
 from topics.journal import RUN_MODES
 from topics.limits import Limits
@@ -15,13 +15,14 @@ from topics.payment import Payment
 
 NOT_COUNTED: Final = frozenset({"refund", "payout"})
 UNKNOWN: Final = -1
+COMBINATIONS_MAX: Final = 10_000
 
 
 class Combinations:
     """Those that were met, by their canonical text, each with a number.
 
     What a code may be, no setting changes: a combination that `parse_payment` took once, it takes always. One that it
-    refused is not kept. All are forgotten when there are COMBINATIONS_MAX of them.
+    refused is not kept. All are forgotten when there are more than COMBINATIONS_MAX of them, some 1 kB each.
 
     By number: `codes` float32 (m, CODES_WIDTH); `bits` uint8 (2, m), the mode's place in RUN_MODES and whether the
     windows count it; `currencies`, of the amount and of what is billed.
@@ -40,7 +41,7 @@ class Combinations:
     def numbers_of(self, scanned: Scanned, value_of: Callable[[int], bytes], limits: Limits) -> list[int]:
         """The number of each payment's combination; UNKNOWN: the payment is not plain, or its codes are refused.
         `value_of`: its JSON, by its place."""
-        if len(self._numbers) + len(scanned.spans) > COMBINATIONS_MAX:
+        if len(self._numbers) > COMBINATIONS_MAX:
             self._clear()
         blob, known = scanned.blob, self._numbers
         if scanned.plain.all():

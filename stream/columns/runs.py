@@ -17,12 +17,19 @@ from numpy.typing import NDArray
 
 from stream.bits import kernel
 from stream.columns.combinations import Combinations
-from stream.columns.scan import Scanned
+from stream.columns.scan import ENDS, Scanned
+from stream.errors import InternalError
 from stream.features import CODES_WIDTH, ENTITY_FEATURES, PAYMENT_FEATURES
 from topics.journal import RUN_COUNTS, RUN_FLOATS_AT, RUN_LATE, RUN_NAMES_TERMINAL, RUN_TEST, PlacedRun
 
 FEW: Final = 24
 """Fewer payments than this are quicker one by one than in columns (`steps.py --batch`)."""
+
+
+def fragmented(sizes: Sequence[int], few: int) -> bool:
+    """Whether pieces of a batch of these sizes are too short: to take the whole batch one by one is quicker then."""
+    return len(sizes) > 1 and sum(sizes) < 2 * few * len(sizes)
+
 
 RUN_MAX: Final = 5_000
 """Payments that are taken in columns at once: some 10 MB."""
@@ -363,6 +370,7 @@ def columns_of(runs: Sequence[PlacedRun], ratio_at: int) -> Columns:
     features = np.empty((n, FEATURES_WIDTH), np.float32)
     used = _spread(
         ratio_at,
+        blob,
         rows,
         rows.view(np.int32),
         rows.view(np.uint16),
@@ -376,7 +384,8 @@ def columns_of(runs: Sequence[PlacedRun], ratio_at: int) -> Columns:
         own,
         features,
     )
-    assert used == len(texts), "a run's texts are not as long as its rows say"
+    if used != len(texts):
+        raise InternalError("texts of a run are not as long as its rows say, or its names are not plain")
     pids = rows[:, 9:11].tobytes()
     flags = marks.view(np.bool_)
     return Columns(
@@ -410,6 +419,7 @@ def columns_of(runs: Sequence[PlacedRun], ratio_at: int) -> Columns:
 @kernel
 def _spread(
     ratio_at: int,
+    texts: NDArray[np.uint8],
     rows: NDArray[np.int64],
     rows32: NDArray[np.int32],
     rows16: NDArray[np.uint16],
@@ -423,7 +433,7 @@ def _spread(
     own: NDArray[np.float32],
     features: NDArray[np.float32],
 ) -> int:
-    """Fills the columns; where the last payment's texts end."""
+    """Fills the columns; where the last payment's texts end, -1: a name could not stand in JSON as it is."""
     start = 0
     codes = own.shape[1] - 3
     for i in range(rows.shape[0]):
@@ -459,6 +469,12 @@ def _spread(
             end += 2 + tenant + terminal
             spans[i, 7] = end
         start = end
+        if end > texts.shape[0]:
+            return -1
+        for j in range(0, 6, 2):
+            for byte in texts[spans[i, j] : spans[i, j + 1]]:
+                if ENDS[byte] != 0:
+                    return -1
     return start
 
 

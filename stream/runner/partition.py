@@ -36,6 +36,8 @@ from topics.journal import (
     Item,
     Raw,
     RawRun,
+    check_runs,
+    decode_block,
     decode_dense,
     encode_block,
     last_of,
@@ -207,7 +209,7 @@ class PartitionRunner:
         run: list[Step] = []
         foreign = [] if self.internal else self._foreign(fresh)
         for i, record in enumerate(fresh):
-            steps = self._admit(record, blocks[i]) if self.internal else foreign[i : i + 1]
+            steps = self._admitted(record, blocks[i], fresh[0].offset) if self.internal else foreign[i : i + 1]
             if record.offset in self.skips:
                 self._apply(run, out)
                 run = []
@@ -248,6 +250,10 @@ class PartitionRunner:
             block = decode_dense(record.value or b"")
             if not LAYOUT_OLDEST <= block.layout <= LAYOUT:
                 raise msgspec.DecodeError(f"layout {block.layout}, this release reads {LAYOUT_OLDEST} to {LAYOUT}")
+            if block.layout > LAYOUT_OLDEST or not block.sender:
+                check_runs(block)
+            if record.offset in self.skips:
+                decode_block(record.value or b"")  # one whose texts are damaged is skipped as one that is no block
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             if record.offset in self.skips:
                 return None
@@ -257,6 +263,12 @@ class PartitionRunner:
     def _foreign(self, records: Sequence[Record]) -> list[Step]:
         sender = (self.journal.topic_id, self.journal.partition)
         return [Step(record.offset, 0, record.at_ms, sender, record) for record in records]
+
+    def _admitted(self, record: Record, block: Block | None, first: int) -> list[Step]:
+        try:
+            return self._admit(record, block)
+        except msgspec.DecodeError as error:  # a run that had to be spread out is damaged
+            raise Unreadable(self.journal, record.offset, error, first=first) from error
 
     def _admit(self, record: Record, block: Block | None) -> list[Step]:
         """The items of a block that have not been applied yet and follow on what was."""

@@ -48,6 +48,7 @@ from stream.columns.runs import (
     N,
     check,
     find_late,
+    fragmented,
     place,
     placed_runs,
 )
@@ -342,7 +343,17 @@ class AccountStage:
     def _take(self, steps: Sequence[Step], out: Outbox) -> None:
         """Payments as they came. What is not plain, not surely in time or not surely new goes one by one; few do, too,
         for which columns would take longer."""
-        for of_runs, start, end in runs_of([type(step.item) is RawRun for step in steps]):
+        pieces = list(runs_of([type(step.item) is RawRun for step in steps]))
+        if len(pieces) > 1:
+            sizes = [
+                sum([step.item.count for step in steps[a:b] if type(step.item) is RawRun])
+                for of_runs, a, b in pieces
+                if of_runs
+            ]
+            if fragmented([0, *sizes], FEW):
+                steps = list(spread(steps))
+                pieces = [(False, 0, len(steps))]
+        for of_runs, start, end in pieces:
             widths = [step.item.count if type(step.item) is RawRun else 1 for step in steps[start:end]]
             while start < end:
                 # As many as make RUN_MAX, or one run, which has no more than a block may have.
@@ -363,7 +374,11 @@ class AccountStage:
         if UNKNOWN not in numbers:
             self._new_or_known(payments, 0, payments.size, out)
             return
-        for is_plain, start, end in runs_of([number != UNKNOWN for number in numbers]):
+        pieces = list(runs_of([number != UNKNOWN for number in numbers]))
+        if fragmented([0, *[end - start for is_plain, start, end in pieces if is_plain]], FEW):
+            self._one_by_one(payments.steps(0, payments.size), out)
+            return
+        for is_plain, start, end in pieces:
             if is_plain:
                 self._new_or_known(payments, start, end, out)
             else:
@@ -382,7 +397,11 @@ class AccountStage:
         if not known:
             self._enter(plain, found, epochs, out)
             return
-        for again, first, last in runs_of([pid in known for pid in found.pids]):
+        pieces = list(runs_of([pid in known for pid in found.pids]))
+        if fragmented([0, *[last - first for again, first, last in pieces if not again]], FEW):
+            self._one_by_one(plain.steps(start, end), out)
+            return
+        for again, first, last in pieces:
             if again:
                 self._one_by_one(plain.steps(start + first, start + last), out)
             else:

@@ -20,7 +20,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from stream.columns.runs import FEW, Columns, columns_of
+from stream.columns.runs import FEW, Columns, columns_of, fragmented
 from stream.errors import InternalError
 from stream.features import ENTITY_FEATURES, ENTITY_INDEX, local_minutes
 from stream.model.sampling import NOTABLE_PROBABILITY, percent_known
@@ -58,6 +58,7 @@ EXAMPLES = "examples"
 MATURED_MAX = 100
 DUE_ROWS_MAX = 400  # one legitimate payment in four teaches, so about MATURED_MAX of these do
 UNLABELLED_ONE_IN = 100
+PAYMENTS = (Placed, PlacedRun)
 SHARED_MAX = 100_000  # as many versions as that are not made in the days for which answers are kept
 PAYER_RATIO_AT = ENTITY_INDEX["amount_ratio"]
 assert MATURED_MAX < 200, "the outputs of one step must be numbered within its item"
@@ -120,16 +121,27 @@ class TerminalStage:
     # ---- the stage ----
 
     def apply(self, steps: Sequence[Step], out: Outbox) -> None:
-        for of_payments, start, end in runs_of([type(step.item) is PlacedRun for step in steps]):
+        for of_payments, start, end in runs_of([type(step.item) in PAYMENTS for step in steps]):
             if of_payments:
-                self._decide_runs(steps[start:end], out)
-                continue
-            for one_by_one, first, last in runs_of([type(step.item) is Placed for step in steps[start:end]]):
-                if one_by_one:
-                    self._decide(steps[start + first : start + last], out)
-                else:
-                    for step in steps[start + first : start + last]:
-                        self._other(step, out)
+                self._payments(steps[start:end], out)
+            else:
+                for step in steps[start:end]:
+                    self._other(step, out)
+
+    def _payments(self, steps: Sequence[Step], out: Outbox) -> None:
+        """Runs in columns, the others one by one; all of them where the runs are few and short."""
+        pieces = list(runs_of([type(step.item) is PlacedRun for step in steps]))
+        if len(pieces) > 1:
+            sizes = [
+                sum([step.item.count for step in steps[a:b] if type(step.item) is PlacedRun])
+                for of_runs, a, b in pieces
+                if of_runs
+            ]
+            if fragmented([0, *sizes], FEW):
+                self._decide(list(spread(steps)), out)
+                return
+        for of_runs, start, end in pieces:
+            (self._decide_runs if of_runs else self._decide)(steps[start:end], out)
 
     def skip(self, steps: Sequence[Step], out: Outbox) -> None:
         for step in spread(steps):
