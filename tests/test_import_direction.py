@@ -34,7 +34,7 @@ SEEN_BY: Final[dict[str, frozenset[str]]] = {
     "stream.bits": frozenset(),
     "stream.windows": frozenset({"topics", "stream.errors", "stream.bits"}),
     "stream.features": frozenset({"topics", "stream.errors", "stream.bits", "stream.windows"}),
-    "stream.columns": frozenset({"topics", "stream.bits", "stream.features"}),
+    "stream.columns": frozenset({"topics", "stream.errors", "stream.bits", "stream.features"}),
     "stream.model": frozenset({"topics", "stream.errors", "stream.bits", "stream.features"}),
     "stream.rules": frozenset({"topics", "stream.errors", "stream.bits", "stream.features"}),
     "stream.stages": CORE | {"stream.rules"},
