@@ -204,10 +204,6 @@ MUTANTS = (
         "a repeat names the versions of now",
         ((TERMINAL, "answer_of(value, decode_shared(found), item)", "answer_of(value, self.decider.shared, item)"),),
     ),
-    Mutant(
-        "what answers share goes before they do",
-        ((TERMINAL, "if until_ms is not None and until_ms < keep_from:", "if until_ms is not None:"),),
-    ),
     Mutant("a run counts as one item", ((RUNNER, "                place += width", "                place += 1"),)),
     Mutant(
         "a run of which a part was here is taken whole",
