@@ -308,8 +308,6 @@ EXAMPLE_UNLABELLED = 3
 
 Item = Raw | RawRun | Placed | PlacedRun | Repeat | Judged | Became | Clock | Marker | Tick | Example
 
-
-Run = RawRun | PlacedRun
 RUNS = (RawRun, PlacedRun)
 
 
@@ -347,8 +345,10 @@ def encode_block(block: Block) -> bytes:
     return _encoder.encode(block)
 
 
-def check_runs(block: Block) -> None:
-    """Raise `msgspec.DecodeError` where a run cannot be what a stage has sent."""
+def check_block(block: Block) -> None:
+    """Raise `msgspec.DecodeError` at another release's layout, and at a run that cannot be what a stage has sent."""
+    if not LAYOUT_OLDEST <= block.layout <= LAYOUT:
+        raise msgspec.DecodeError(f"layout {block.layout}, this release reads {LAYOUT_OLDEST} to {LAYOUT}")
     for item in block.items:
         if isinstance(item, RUNS):
             if block.layout == LAYOUT_OLDEST or not block.sender:
@@ -359,7 +359,7 @@ def check_runs(block: Block) -> None:
 def decode_block(value: bytes) -> Block:
     """The block item by item. Raises as msgspec does."""
     block = decode_dense(value)
-    check_runs(block)
+    check_block(block)
     if block.layout == LAYOUT_OLDEST:
         return block
     items: list[Item] = []

@@ -6,6 +6,9 @@ A payment is a row of 64-bit words, little-endian:
     6 n, minutes (i32)   7 lengths of canonical bytes, tenant, account, payment id (u16)
     8 length of the terminal (u16), flags, mode (u8), spare   9, 10 payment's hash
     11 latitude, longitude, then the codes, then its account's features (f32, the last word may be half empty)
+
+Each array of rows goes to a kernel in five views. What a kernel knows of another file it knows as literals of this one,
+asserted to be equal: numba's cache of compiled kernels looks at no other file.
 """
 
 from collections.abc import Sequence
@@ -16,20 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.bits import kernel
+from stream.columns import scan
 from stream.columns.combinations import Combinations
-from stream.columns.scan import ENDS, Scanned
+from stream.columns.scan import Scanned, copy
 from stream.errors import InternalError
 from stream.features import CODES_WIDTH, ENTITY_FEATURES, PAYMENT_FEATURES
 from topics.journal import RUN_COUNTS, RUN_FLOATS_AT, RUN_LATE, RUN_NAMES_TERMINAL, RUN_TEST, PlacedRun
 
 FEW: Final = 24
 """Fewer payments than this are quicker one by one than in columns (`steps.py --batch`)."""
-
-
-def fragmented(sizes: Sequence[int], few: int) -> bool:
-    """Whether pieces of a batch of these sizes are too short: to take the whole batch one by one is quicker then."""
-    return len(sizes) > 1 and sum(sizes) < 2 * few * len(sizes)
-
 
 RUN_MAX: Final = 5_000
 """Payments that are taken in columns at once: some 10 MB."""
@@ -39,6 +37,24 @@ CODES_FROM: Final = 2 * RUN_FLOATS_AT + 2
 FEATURES_FROM: Final = CODES_FROM + CODES_WIDTH
 WORDS: Final = (FEATURES_FROM + FEATURES_WIDTH + 1) // 2
 assert len(PAYMENT_FEATURES) == 3 + CODES_WIDTH, "amount, hour, weekend, codes"
+
+# Places in a row: as i32, as u16, as u8, as f32.
+N_AT, MINUTES_AT = 12, 13
+CANONICAL, TENANT, ACCOUNT, PAYMENT, TERMINAL = range(28, 33)
+FLAGS_AT, MODE_AT = 66, 67
+LATITUDE_AT, LONGITUDE_AT, CODES_AT = 22, 23, 24
+assert CODES_AT == CODES_FROM
+
+# Where the spans of `Scanned` are, and its marks.
+CANONICAL_SPAN, ACCOUNT_SPAN, TERMINAL_SPAN, NAMES_SPAN = 0, 6, 9, 11
+MARK_TERMINAL: Final = 1
+assert (CANONICAL_SPAN, ACCOUNT_SPAN, TERMINAL_SPAN, NAMES_SPAN) == (
+    scan.CANONICAL_AT,
+    scan.ACCOUNT_AT,
+    scan.TERMINAL_AT,
+    scan.NAMES_AT,
+)
+assert scan.HAS_TERMINAL == MARK_TERMINAL
 
 # What the stage knows of each payment beside its content: rows of int64.
 AT_MS, POSITION, BLOCK, N, NUMBER, MARKS = range(6)
@@ -111,6 +127,12 @@ def find_late(
     return watermark
 
 
+def _views(
+    rows: NDArray[np.int64],
+) -> tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.uint8], NDArray[np.float32]]:
+    return rows.view(np.int32), rows.view(np.uint16), rows.view(np.uint8), rows.view(np.float32)
+
+
 class Placing(NamedTuple):
     """n payments on their way. `rows` int64 (n, WORDS), yet without features; `longs` (LONGS, n), `ints` (INTS, n) and
     `counts` bool: what the windows take."""
@@ -153,10 +175,7 @@ def place(
         hashes,
         pids,
         rows,
-        rows.view(np.int32),
-        rows.view(np.uint16),
-        rows.view(np.uint8),
-        rows.view(np.float32),
+        *_views(rows),
         longs,
         ints,
         counts,
@@ -193,7 +212,7 @@ def _place(
         row = start + i
         event = scanned_ints[0, row]
         number = marks[NUMBER, row]
-        names_terminal = scanned_marks[1, row]
+        names_terminal = scanned_marks[MARK_TERMINAL, row]
         minute = (event // 60_000 + scanned_ints[5, row] + 4_320) % 10_080  # 1970-01-01 was a Thursday
         rows[i, 0], rows[i, 1] = marks[AT_MS, row], marks[POSITION, row]
         rows[i, 2], rows[i, 3], rows[i, 4] = event, scanned_ints[3, row], base_amounts[i]
@@ -201,19 +220,19 @@ def _place(
         rows[i, 8] = 0
         rows[i, 9], rows[i, 10] = np.int64(pids[2 * i]), np.int64(pids[2 * i + 1])
         rows[i, rows.shape[1] - 1] = 0  # half of it may be no feature
-        rows32[i, 12], rows32[i, 13] = marks[N, row], minute
-        rows16[i, 28] = spans[row, 1] - spans[row, 0]
-        rows16[i, 29] = spans[row, 12] - spans[row, 11]
-        rows16[i, 30] = spans[row, 16] - spans[row, 15]
-        rows16[i, 31] = spans[row, 14] - spans[row, 13]
-        rows16[i, 32] = spans[row, 18] - spans[row, 17]
+        rows32[i, N_AT], rows32[i, MINUTES_AT] = marks[N, row], minute
+        rows16[i, CANONICAL] = spans[row, CANONICAL_SPAN + 1] - spans[row, CANONICAL_SPAN]
+        rows16[i, TENANT] = spans[row, NAMES_SPAN + 1] - spans[row, NAMES_SPAN]
+        rows16[i, PAYMENT] = spans[row, NAMES_SPAN + 3] - spans[row, NAMES_SPAN + 2]
+        rows16[i, ACCOUNT] = spans[row, NAMES_SPAN + 5] - spans[row, NAMES_SPAN + 4]
+        rows16[i, TERMINAL] = spans[row, NAMES_SPAN + 7] - spans[row, NAMES_SPAN + 6]
         counts[i] = bits[1, number] != 0
-        rows8[i, 66] = late[i] * 1 + names_terminal * 2 + counts[i] * 4
-        rows8[i, 67] = bits[0, number]
-        singles[i, 22], singles[i, 23] = places[0, row], places[1, row]
+        rows8[i, FLAGS_AT] = late[i] * 1 + names_terminal * 2 + counts[i] * 4
+        rows8[i, MODE_AT] = bits[0, number]
+        singles[i, LATITUDE_AT], singles[i, LONGITUDE_AT] = places[0, row], places[1, row]
         width = codes.shape[1]
         for j in range(width):
-            singles[i, 24 + j] = codes[number, j]
+            singles[i, CODES_AT + j] = codes[number, j]
         category = codes[number, width - 1]
         longs[EVENT_MS, i], longs[AMOUNT, i], longs[LABEL_CLOCK, i] = event, base_amounts[i], label_clock_ms
         longs[OTHER, i] = np.int64(hashes[1, i]) if names_terminal else 0
@@ -224,7 +243,6 @@ def _place(
 
 
 assert (RUN_LATE, RUN_NAMES_TERMINAL, RUN_COUNTS) == (1, 2, 4), "the kernels know them by heart"
-assert (RUN_FLOATS_AT, CODES_FROM) == (11, 24)
 
 
 def placed_runs(
@@ -250,9 +268,10 @@ def placed_runs(
         rows, targets, blocks = rows[order], targets[order], blocks[order]
     else:
         order = np.arange(n)
-    texts = np.empty(_texts_room(rows.view(np.uint16), rows.view(np.uint8)), np.uint8)
     ends = np.empty(n + 1, np.int64)
-    _gather(scanned.texts, scanned.spans, start, order, texts, ends)
+    _ends(scanned.spans, start, order, ends)
+    texts = np.empty(int(ends[-1]), np.uint8)
+    _gather(scanned.texts, scanned.spans, start, order, texts)
     found: list[tuple[int, int, PlacedRun]] = []
     whole, of_texts, content = rows.tobytes(), ends.tolist(), texts.tobytes()
     at, row_bytes = order.tolist(), 8 * WORDS
@@ -278,47 +297,30 @@ def placed_runs(
 
 
 @kernel
-def _texts_room(rows16: NDArray[np.uint16], rows8: NDArray[np.uint8]) -> int:
-    """How many bytes the texts of these payments take."""
-    room = 0
-    for i in range(rows16.shape[0]):
-        tenant, terminal = int(rows16[i, 29]), int(rows16[i, 32])
-        room += int(rows16[i, 28]) + tenant + int(rows16[i, 30]) + int(rows16[i, 31]) + 3
-        if rows8[i, 67] == 1:
-            room += 5
-        if terminal:
-            room += 2 + tenant + terminal
-    return room
+def _ends(spans: NDArray[np.int32], start: int, order: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+    """Where each payment's texts begin (n + 1), and the last one's end."""
+    ends[0] = 0
+    for i in range(order.shape[0]):
+        row = start + order[i]
+        size = spans[row, CANONICAL_SPAN + 1] - spans[row, CANONICAL_SPAN]
+        size += spans[row, ACCOUNT_SPAN + 2] - spans[row, ACCOUNT_SPAN]
+        if spans[row, NAMES_SPAN + 7] > spans[row, NAMES_SPAN + 6]:
+            size += spans[row, TERMINAL_SPAN + 1] - spans[row, TERMINAL_SPAN]
+        ends[i + 1] = ends[i] + size
 
 
 @kernel
 def _gather(
-    texts: NDArray[np.uint8],
-    spans: NDArray[np.int32],
-    start: int,
-    order: NDArray[np.int64],
-    out: NDArray[np.uint8],
-    ends: NDArray[np.int64],
+    texts: NDArray[np.uint8], spans: NDArray[np.int32], start: int, order: NDArray[np.int64], out: NDArray[np.uint8]
 ) -> None:
-    """Each payment's texts, one after the other; `ends` (n + 1): where they begin, and the last one's end."""
+    """Each payment's texts, one after the other: as many bytes as `_ends` says."""
     to = 0
     for i in range(order.shape[0]):
         row = start + order[i]
-        ends[i] = to
-        to = _copy(texts, spans[row, 0], spans[row, 1], out, to)
-        to = _copy(texts, spans[row, 6], spans[row, 8], out, to)
-        if spans[row, 18] > spans[row, 17]:
-            to = _copy(texts, spans[row, 9], spans[row, 10], out, to)
-    ends[order.shape[0]] = to
-
-
-@kernel
-def _copy(source: NDArray[np.uint8], start: int, end: int, out: NDArray[np.uint8], to: int) -> int:
-    size = end - start
-    left, right = out[to : to + size], source[start:end]
-    for i in range(size):
-        left[i] = right[i]
-    return to + size
+        to = copy(out, to, texts, spans[row, CANONICAL_SPAN], spans[row, CANONICAL_SPAN + 1])
+        to = copy(out, to, texts, spans[row, ACCOUNT_SPAN], spans[row, ACCOUNT_SPAN + 2])
+        if spans[row, NAMES_SPAN + 7] > spans[row, NAMES_SPAN + 6]:
+            to = copy(out, to, texts, spans[row, TERMINAL_SPAN], spans[row, TERMINAL_SPAN + 1])
 
 
 class Columns(NamedTuple):
@@ -371,11 +373,9 @@ def columns_of(runs: Sequence[PlacedRun], ratio_at: int) -> Columns:
     used = _spread(
         ratio_at,
         blob,
+        scan.ENDS,
         rows,
-        rows.view(np.int32),
-        rows.view(np.uint16),
-        rows.view(np.uint8),
-        rows.view(np.float32),
+        *_views(rows),
         longs,
         ints,
         marks,
@@ -420,6 +420,7 @@ def columns_of(runs: Sequence[PlacedRun], ratio_at: int) -> Columns:
 def _spread(
     ratio_at: int,
     texts: NDArray[np.uint8],
+    not_plain: NDArray[np.uint8],
     rows: NDArray[np.int64],
     rows32: NDArray[np.int32],
     rows16: NDArray[np.uint16],
@@ -440,20 +441,21 @@ def _spread(
         for j in range(6):
             longs[j, i] = rows[i, j]
         longs[6, i] = rows[i, 9]
-        minute, flags, mode, amount = rows32[i, 13], rows8[i, 66], rows8[i, 67], rows[i, 4]
-        category = singles[i, 23 + codes]
+        minute, flags, mode, amount = rows32[i, MINUTES_AT], rows8[i, FLAGS_AT], rows8[i, MODE_AT], rows[i, 4]
+        category = singles[i, CODES_AT + codes - 1]
         ints[0, i], ints[1, i] = minute, 0 if category != category else int(category)
         marks[0, i], marks[1, i], marks[2, i], marks[3, i] = mode, flags & 1, flags >> 1 & 1, flags >> 2 & 1
         own[i, 0] = np.nan if amount < 0 else amount
         own[i, 1], own[i, 2] = minute % 1440 / 60.0, 1.0 if minute >= 7_200 else 0.0  # five days
         for j in range(codes):
-            own[i, 3 + j] = singles[i, 24 + j]
+            own[i, 3 + j] = singles[i, CODES_AT + j]
         for j in range(features.shape[1]):
-            features[i, j] = singles[i, 24 + codes + j]
-        places[0, i], places[1, i], places[2, i] = singles[i, 22], singles[i, 23], features[i, ratio_at]
-        tenant, account, payment = int(rows16[i, 29]), int(rows16[i, 30]), int(rows16[i, 31])
-        terminal = int(rows16[i, 32])
-        identity = start + int(rows16[i, 28])
+            features[i, j] = singles[i, CODES_AT + codes + j]
+        places[0, i], places[1, i] = singles[i, LATITUDE_AT], singles[i, LONGITUDE_AT]
+        places[2, i] = features[i, ratio_at]
+        tenant, account, payment = int(rows16[i, TENANT]), int(rows16[i, ACCOUNT]), int(rows16[i, PAYMENT])
+        terminal = int(rows16[i, TERMINAL])
+        identity = start + int(rows16[i, CANONICAL])
         spans[i, 0] = identity + 1
         spans[i, 1] = identity + 1 + tenant
         spans[i, 4] = identity + 2 + tenant
@@ -473,7 +475,7 @@ def _spread(
             return -1
         for j in range(0, 6, 2):
             for byte in texts[spans[i, j] : spans[i, j + 1]]:
-                if ENDS[byte] != 0:
+                if not_plain[byte] != 0:
                     return -1
     return start
 

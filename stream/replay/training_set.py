@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -16,7 +15,7 @@ from msgspec import Struct, structs
 from stream.errors import InternalError, OperatorError
 from stream.features import FEATURES_VERSION, MODEL_NAMES
 from stream.stages.stage import Record
-from topics.journal import EXAMPLE_MATURED, EXAMPLE_UNLABELLED, FIRST_PREV, LAYOUT, LAYOUT_OLDEST, Example, decode_block
+from topics.journal import EXAMPLE_MATURED, EXAMPLE_UNLABELLED, FIRST_PREV, Example, decode_block
 from topics.undecodable import UNDECODABLE
 
 pq: Any = pyarrow.parquet
@@ -66,8 +65,6 @@ def examples_of(records: Iterable[Record], skipped: Collection[int] = ()) -> Ite
     for record in records:
         try:
             block = decode_block(record.value or b"")
-            if not LAYOUT_OLDEST <= block.layout <= LAYOUT:
-                raise msgspec.DecodeError(f"layout {block.layout}, this release reads {LAYOUT_OLDEST} to {LAYOUT}")
         except UNDECODABLE as error:
             if record.offset in skipped:
                 continue

@@ -36,7 +36,7 @@ from topics.journal import (
     Item,
     Raw,
     RawRun,
-    check_runs,
+    check_block,
     decode_block,
     decode_dense,
     encode_block,
@@ -248,10 +248,7 @@ class PartitionRunner:
         """The block in a record; None: it cannot be read, and is skipped. `first`: of the fetch, for the error."""
         try:
             block = decode_dense(record.value or b"")
-            if not LAYOUT_OLDEST <= block.layout <= LAYOUT:
-                raise msgspec.DecodeError(f"layout {block.layout}, this release reads {LAYOUT_OLDEST} to {LAYOUT}")
-            if block.layout > LAYOUT_OLDEST or not block.sender:
-                check_runs(block)
+            check_block(block)
             if record.offset in self.skips:
                 decode_block(record.value or b"")  # one whose texts are damaged is skipped as one that is no block
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -274,46 +271,20 @@ class PartitionRunner:
         """The items of a block that have not been applied yet and follow on what was."""
         if block is None:
             return []
-        offset, at_ms = record.offset, record.at_ms
-        items = block.items
-        sender = (block.sender, block.partition)
+        offset, at_ms, sender = record.offset, record.at_ms, (block.sender, block.partition)
         if not block.sender:
-            return [Step(offset, i, at_ms, sender, item) for i, item in enumerate(items)]
-        last = self._origins.get(sender, FIRST_PREV)
-        prev = block.prev
-        admitted: list[Step] = []
-        if block.layout > LAYOUT_OLDEST:
-            return self._admit_dense(record, block, sender)
-        for i, item in enumerate(items):
-            this = (item.offset, item.n)
-            if this > last:
-                if prev == last:
-                    admitted.append(Step(offset, i, at_ms, sender, item))
-                    last = this
-                else:
-                    self.gap_items += 1
-                    self.open_gaps.setdefault(sender, last)
-            else:
-                self.dropped_items += 1
-            prev = this
-        if admitted:
-            self._origins[sender] = last
-            self.open_gaps.pop(sender, None)
-        return admitted
-
-    def _admit_dense(self, record: Record, block: Block, sender: tuple[bytes, int]) -> list[Step]:
-        """The same of a block with runs. One of which a part was here (another release may have cut it elsewhere) is
-        spread out."""
+            return [Step(offset, i, at_ms, sender, item) for i, item in enumerate(block.items)]
         last, prev, place = self._origins.get(sender, FIRST_PREV), block.prev, 0
         admitted: list[Step] = []
         for item in block.items:
+            # Of a run a part may have been here: another release may have cut it elsewhere.
             cut = (item.offset, item.n) <= last < last_of(item)
             for part in item.spread() if cut and isinstance(item, RUNS) else (item,):
                 this, width, end = (part.offset, part.n), width_of(part), last_of(part)
                 if this <= last:
                     self.dropped_items += width
                 elif prev == last:
-                    admitted.append(Step(record.offset, place, record.at_ms, sender, part))
+                    admitted.append(Step(offset, place, at_ms, sender, part))
                     last = end
                 else:
                     self.gap_items += width

@@ -16,7 +16,7 @@ payments' own time has passed what they were observed at; at most LABELS_MAX lab
 import struct
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import sub
 from typing import NamedTuple, cast
@@ -48,7 +48,6 @@ from stream.columns.runs import (
     N,
     check,
     find_late,
-    fragmented,
     place,
     placed_runs,
 )
@@ -58,7 +57,7 @@ from stream.stages import keys
 from stream.stages.answers import SKIPPED, Answerer, clean_traceparent
 from stream.stages.control import Meaning
 from stream.stages.observe import keep, kept_in, observations
-from stream.stages.stage import Outbox, Step, origin_n, runs_of, spread
+from stream.stages.stage import Outbox, Step, long_pieces, origin_n, runs_of, spread
 from stream.stages.state import State
 from stream.windows.entity import EntityWindows, Observations
 from topics.codec import Parsed, parse_label, parse_payment, parse_update
@@ -147,6 +146,34 @@ class _Identified(NamedTuple):
     pids: list[bytes]
     account_keys: list[bytes]
     hashes: NDArray[np.uint64]
+
+    def part(self, first: int, end: int) -> "_Identified":
+        """Those from `first` on, up to `end`."""
+        if end - first == len(self.pids):
+            return self
+        hashes = np.ascontiguousarray(self.hashes[:, first:end])
+        return _Identified(
+            self.start + first, self.start + end, self.pids[first:end], self.account_keys[first:end], hashes
+        )
+
+
+def _width(step: Step) -> int:
+    """For how many records it stands."""
+    return step.item.count if type(step.item) is RawRun else 1
+
+
+def _batches(steps: Sequence[Step]) -> Iterator[tuple[int, list[Step]]]:
+    """Steps that stand for RUN_MAX records at most, and for how many; or one step: no run is longer than a block."""
+    size, some = 0, list[Step]()
+    for step in steps:
+        width = _width(step)
+        if some and size + width > RUN_MAX:
+            yield size, some
+            size, some = 0, []
+        size += width
+        some.append(step)
+    if some:
+        yield size, some
 
 
 class _Payments:
@@ -343,42 +370,18 @@ class AccountStage:
     def _take(self, steps: Sequence[Step], out: Outbox) -> None:
         """Payments as they came. What is not plain, not surely in time or not surely new goes one by one; few do, too,
         for which columns would take longer."""
-        pieces = list(runs_of([type(step.item) is RawRun for step in steps]))
-        if len(pieces) > 1:
-            sizes = [
-                sum([step.item.count for step in steps[a:b] if type(step.item) is RawRun])
-                for of_runs, a, b in pieces
-                if of_runs
-            ]
-            if fragmented([0, *sizes], FEW):
-                steps = list(spread(steps))
-                pieces = [(False, 0, len(steps))]
-        for of_runs, start, end in pieces:
-            widths = [step.item.count if type(step.item) is RawRun else 1 for step in steps[start:end]]
-            while start < end:
-                # As many as make RUN_MAX, or one run, which has no more than a block may have.
-                size, stop = 0, start
-                while stop < end and (stop == start or size + widths[stop - start] <= RUN_MAX):
-                    size += widths[stop - start]
-                    stop += 1
-                some = steps[start:stop]
+        widths = [_width(step) for step in steps]
+        for of_runs, start, end in long_pieces([type(step.item) is RawRun for step in steps], FEW, widths):
+            for size, some in _batches(steps[start:end] if of_runs else list(spread(steps[start:end]))):
                 if size < FEW:
-                    self._one_by_one(list(spread(some)) if of_runs else some, out)
+                    self._one_by_one(list(spread(some)), out)
                 else:
                     self._take_columns(_Payments(some, self.meaning.limits), out)
-                widths, start = widths[stop - start :], stop
 
     def _take_columns(self, payments: "_Payments", out: Outbox) -> None:
         numbers = self._combinations.numbers_of(payments.scanned, payments.value_of, self.meaning.limits)
         payments.marks[NUMBER] = numbers
-        if UNKNOWN not in numbers:
-            self._new_or_known(payments, 0, payments.size, out)
-            return
-        pieces = list(runs_of([number != UNKNOWN for number in numbers]))
-        if fragmented([0, *[end - start for is_plain, start, end in pieces if is_plain]], FEW):
-            self._one_by_one(payments.steps(0, payments.size), out)
-            return
-        for is_plain, start, end in pieces:
+        for is_plain, start, end in long_pieces([number != UNKNOWN for number in numbers], FEW):
             if is_plain:
                 self._new_or_known(payments, start, end, out)
             else:
@@ -394,18 +397,11 @@ class AccountStage:
         one = oldest == newest
         epochs = [oldest] * (end - start) if one else (plain.scanned.event_ms[start:end] // EPOCH_MS).tolist()
         known = self._known_ids(epochs, found.pids)
-        if not known:
-            self._enter(plain, found, epochs, out)
-            return
-        pieces = list(runs_of([pid in known for pid in found.pids]))
-        if fragmented([0, *[last - first for again, first, last in pieces if not again]], FEW):
-            self._one_by_one(plain.steps(start, end), out)
-            return
-        for again, first, last in pieces:
-            if again:
-                self._one_by_one(plain.steps(start + first, start + last), out)
+        for is_new, first, last in long_pieces([pid not in known for pid in found.pids], FEW):
+            if is_new:
+                self._enter(plain, found.part(first, last), epochs[first:last], out)
             else:
-                self._enter(plain, plain.identified(start + first, start + last), epochs[first:last], out)
+                self._one_by_one(plain.steps(start + first, start + last), out)
 
     def _all_timely(self, checked: Checked) -> bool:
         """`_surely_timely`, of columns."""

@@ -235,12 +235,8 @@ def answer_headers(delivery: Delivery, *, repeat: bool) -> list[Header]:
 
 def first_headers(run: PlacedRun, positions: Sequence[int]) -> list[list[Header]]:
     """`answer_headers` of the first deliveries of the answers to a run. `positions`: of its payments."""
-    prefix = _origin_prefix(run.topic, run.partition)
-    origins = [b"%b%d" % (prefix, position) for position in positions]
-    headers: list[list[Header]] = [
-        [_FIRST, ("origin", origin), _SPECVERSION, ("ce_id", origin), _TYPE, _SOURCE] for origin in origins
-    ]
-    for added, traceparent in zip(headers, run.traceparents, strict=False):
+    headers = [_headers(run.topic, run.partition, position, _FIRST) for position in positions]
+    for added, traceparent in zip(headers, run.traceparents, strict=False):  # all of them, or none
         if traceparent is not None:
             added.append(("traceparent", traceparent.encode()))
     return headers

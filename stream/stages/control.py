@@ -82,12 +82,8 @@ class Meaning:
     def base_amount(self, payment: Payment) -> int:
         """The amount in minor units of the base currency; -1 where no rate is known, or it would be more than
         BASE_AMOUNT_MAX: nothing is guessed."""
-        rates = self._rates
-        if payment.currency == rates.base:
-            return payment.amount
-        if payment.billing_amount is not None and payment.billing_currency == rates.base:
-            return payment.billing_amount
-        return self._converted(payment.amount, payment.currency)
+        billed = -1 if payment.billing_amount is None else payment.billing_amount
+        return self._in_base(payment.amount, payment.currency, billed, payment.billing_currency)
 
     def base_amounts(
         self, amounts: NDArray[np.int64], billed: NDArray[np.int64], currencies: Sequence[tuple[str, str | None]]
@@ -96,22 +92,16 @@ class Meaning:
         base = self._rates.base
         if all(currency == base for currency, _ in currencies):
             return amounts
-        return np.array(
-            [
-                amount
-                if currency == base
-                else other
-                if other >= 0 and other_currency == base
-                else self._converted(amount, currency)
-                for amount, other, (currency, other_currency) in zip(
-                    amounts.tolist(), billed.tolist(), currencies, strict=True
-                )
-            ],
-            np.int64,
-        )
+        columns = zip(amounts.tolist(), billed.tolist(), currencies, strict=True)
+        return np.array([self._in_base(amount, one, other, two) for amount, other, (one, two) in columns], np.int64)
 
-    def _converted(self, amount: int, currency: str) -> int:
-        rate = self._rates.nano_base_per_minor.get(currency)
+    def _in_base(self, amount: int, currency: str, billed: int, billing_currency: str | None) -> int:
+        rates = self._rates
+        if currency == rates.base:
+            return amount
+        if billed >= 0 and billing_currency == rates.base:
+            return billed
+        rate = rates.nano_base_per_minor.get(currency)
         converted = -1 if rate is None else amount * rate // RATE_UNIT
         return converted if converted <= BASE_AMOUNT_MAX else -1
 

@@ -12,10 +12,10 @@ import numpy as np
 from msgspec import Struct
 from xxhash import xxh3_64_intdigest
 
-from stream.columns.runs import FEW, RUN_MAX, fragmented
+from stream.columns.runs import FEW, RUN_MAX
 from stream.columns.scan import Scanned, scan_payments
 from stream.stages.keys import partition_of_origin, partition_of_unchecked
-from stream.stages.stage import Outbox, Record, Step, runs_of
+from stream.stages.stage import Outbox, Record, Step, long_pieces
 from topics.journal import (
     LABELS,
     OUTPUTS_PER_ITEM_MAX,
@@ -78,12 +78,8 @@ class Intake:
         if max(map(len, values)) > RAW_BYTES_MAX:
             values = [value if len(value) <= RAW_BYTES_MAX else b"" for value in values]
         scanned = scan_payments(values, LIMITS_DEFAULT)
-        pieces = list(runs_of(scanned.plain.tolist()))
-        if fragmented([end - start for plain, start, end in pieces if plain], FEW):
-            self._one_by_one(steps, out)
-            return
-        for plain, start, end in pieces:
-            if plain and end - start >= FEW:
+        for plain, start, end in long_pieces(scanned.plain.tolist(), FEW):
+            if plain:
                 self._run(steps[start:end], records[start:end], values[start:end], scanned, start, out)
             else:
                 self._one_by_one(steps[start:end], out)

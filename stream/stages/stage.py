@@ -66,6 +66,22 @@ def runs_of(kinds: Sequence[bool]) -> Iterator[tuple[bool, int, int]]:
         start = end
 
 
+def long_pieces(
+    kinds: Sequence[bool], few: int, widths: Sequence[int] | None = None
+) -> Sequence[tuple[bool, int, int]]:
+    """`runs_of`; or one piece, of the other kind, where those of the kind are too short: in columns each would take
+    more than the whole one by one. `widths`: for how many payments each stands.
+
+    >>> long_pieces([True] * 9 + [False], few=2), long_pieces([True, False, True, False], few=2)
+    ([(True, 0, 9), (False, 9, 10)], [(False, 0, 4)])
+    """
+    pieces = list(runs_of(kinds))
+    long = [end - start if widths is None else sum(widths[start:end]) for kind, start, end in pieces if kind]
+    if len(pieces) > 1 and sum(long) < 2 * few * (len(long) + 1):
+        return [(False, 0, len(kinds))]
+    return pieces
+
+
 def spread(steps: Sequence[Step]) -> Iterator[Step]:
     """Steps of single items: one for each that a run stands for."""
     for step in steps:

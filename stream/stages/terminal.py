@@ -20,7 +20,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from stream.columns.runs import FEW, Columns, columns_of, fragmented
+from stream.columns.runs import FEW, Columns, columns_of
 from stream.errors import InternalError
 from stream.features import ENTITY_FEATURES, ENTITY_INDEX, local_minutes
 from stream.model.sampling import NOTABLE_PROBABILITY, percent_known
@@ -32,7 +32,7 @@ from stream.stages.control import Meaning
 from stream.stages.decide import Decided, Decider, Origins, finite
 from stream.stages.kept import Said, answer_of, decode_shared, encode_shared, pack, shared_of
 from stream.stages.observe import keep, kept_in, observations
-from stream.stages.stage import Outbox, Step, origin_n, runs_of, spread
+from stream.stages.stage import Outbox, Step, long_pieces, origin_n, runs_of, spread
 from stream.stages.state import State
 from stream.windows.entity import EntityWindows, Observations
 from topics.journal import (
@@ -130,18 +130,12 @@ class TerminalStage:
 
     def _payments(self, steps: Sequence[Step], out: Outbox) -> None:
         """Runs in columns, the others one by one; all of them where the runs are few and short."""
-        pieces = list(runs_of([type(step.item) is PlacedRun for step in steps]))
-        if len(pieces) > 1:
-            sizes = [
-                sum([step.item.count for step in steps[a:b] if type(step.item) is PlacedRun])
-                for of_runs, a, b in pieces
-                if of_runs
-            ]
-            if fragmented([0, *sizes], FEW):
-                self._decide(list(spread(steps)), out)
-                return
-        for of_runs, start, end in pieces:
-            (self._decide_runs if of_runs else self._decide)(steps[start:end], out)
+        widths = [step.item.count if type(step.item) is PlacedRun else 1 for step in steps]
+        for of_runs, start, end in long_pieces([type(step.item) is PlacedRun for step in steps], FEW, widths):
+            if of_runs:
+                self._decide_runs(steps[start:end], out)
+            else:
+                self._decide(list(spread(steps[start:end])), out)
 
     def skip(self, steps: Sequence[Step], out: Outbox) -> None:
         for step in spread(steps):

@@ -11,12 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stream.columns.runs import fragmented
 from stream.replay.local import Local, build_runner
 from stream.replay.log import LocalLog, local_topic_id
 from stream.runner.errors import StepFailed
 from stream.runner.partition import META_KEY
-from stream.stages.stage import Journal, Record
+from stream.stages.stage import Journal, Record, long_pieces, runs_of
 from stream.stages.state import MemoryStore
 from stream.stages.wiring import Partitions
 from topics.control import Rates, encode_control
@@ -280,4 +279,9 @@ def test_a_run_with_damaged_texts_stops_and_can_be_skipped(place: int) -> None:
 
 @pytest.mark.parametrize(("sizes", "expected"), [([500], False), ([0, 47], True), ([0, 96], False), ([30, 30], True)])
 def test_short_pieces_are_taken_together(sizes: list[int], expected: bool) -> None:
-    assert fragmented(sizes, 24) is expected
+    kinds = [kind for size in sizes for kind in (*[True] * size, False)]
+    kinds = kinds[:-1] if len(sizes) == 1 else kinds
+    whole = [(False, 0, len(kinds))]
+    assert long_pieces(kinds, 24) == (whole if expected else list(runs_of(kinds)))
+    assert long_pieces(kinds, 0) == list(runs_of(kinds))
+    assert long_pieces(kinds, 24, [100] * len(kinds)) == list(runs_of(kinds))

@@ -46,8 +46,11 @@ MUTANTS = (
         "checkpoint without its offset",
         ((RUNNER, "self.state.put(META_KEY, self._meta())", "self._meta()"),),
     ),
-    Mutant("no prev check", ((RUNNER, "                if prev == last:", "                if True:"),)),
-    Mutant("origin without n", ((RUNNER, "this = (item.offset, item.n)", "this = (item.offset, 0)"),)),
+    Mutant("no prev check", ((RUNNER, "                elif prev == last:", "                elif True:"),)),
+    Mutant(
+        "origin without n",
+        ((RUNNER, "this, width, end = (part.offset, part.n),", "this, width, end = (part.offset, 0),"),),
+    ),
     Mutant(
         "state newer than K written with K",
         (
@@ -198,7 +201,7 @@ MUTANTS = (
     Mutant("a gap accepted in a journal of ours", ((RUNNER, "if gap is not None and self.internal:", "if False:"),)),
     Mutant(
         "senders told apart by partition alone",
-        ((RUNNER, "sender = (block.sender, block.partition)", 'sender = (block.sender[:0] or b"x", block.partition)'),),
+        ((RUNNER, "at_ms, (block.sender, block.partition)", 'at_ms, (block.sender[:0] or b"x", block.partition)'),),
     ),
     Mutant(
         "a repeat names the versions of now",
@@ -214,8 +217,8 @@ MUTANTS = (
         (
             (
                 ACCOUNT,
-                "        if not known:\n            self._enter(",
-                "        if known or not known:\n            self._enter(",
+                "[pid not in known for pid in found.pids]",
+                "[True for _ in found.pids]",
             ),
         ),
     ),
@@ -227,7 +230,10 @@ MUTANTS = (
         "the answers to a run share one place",
         ((TERMINAL, "numbers = [step.place + i << 8 for", "numbers = [step.place << 8 for"),),
     ),
-    Mutant("the last item accepted again", ((RUNNER, "            if this > last:", "            if this >= last:"),)),
+    Mutant(
+        "the last item accepted again",
+        ((RUNNER, "                if this <= last:", "                if this < last:"),),
+    ),
     Mutant(
         "acknowledgements counted for the newest checkpoint",
         ((RUNNER, "self._outstanding[generation] -= count", "self._outstanding[self._generation] -= count"),),
