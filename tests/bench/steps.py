@@ -1,6 +1,6 @@
 """CPU by step, without a broker: the stages over RocksDB in this process, driven as the worker drives them.
 
-    python tests/bench/steps.py [--payments N] [--batch N] [--profile] [--record]
+    python tests/bench/steps.py [--payments N] [--batch N] [--not-plain SHARE] [--profile] [--record]
 
 The CPU of this thread alone is counted, so other programs disturb it little: the figure to compare changes by.
 """
@@ -148,16 +148,26 @@ def run(load: Load, batch: int, directory: Path, profile: cProfile.Profile | Non
     }
 
 
+def with_attributes(load: Load, share: float) -> Load:
+    """So many of the payments, spread evenly, with what no kernel reads: they go one by one."""
+    payments = [
+        (key, value[:-1] + b',"attributes":{"basket":3}}' if int(i * share) != int((i + 1) * share) else value)
+        for i, (key, value) in enumerate(load.payments)
+    ]
+    return Load(payments, load.labels)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--payments", type=int, default=40_000)
     parser.add_argument("--batch", type=int, default=500, help="payments in a round")
+    parser.add_argument("--not-plain", type=float, default=0.0, metavar="SHARE", help="of the payments, 0 to 1")
     parser.add_argument("--profile", action="store_true", help="by function; the figures are then too high")
     parser.add_argument("--record", action="store_true", help="append the figures to history.jsonl")
     given = parser.parse_args()
     profile = cProfile.Profile() if given.profile else None
     with tempfile.TemporaryDirectory(prefix="fraudstream-steps-") as directory:
-        found = run(make_load(given.payments), given.batch, Path(directory), profile)
+        found = run(with_attributes(make_load(given.payments), given.not_plain), given.batch, Path(directory), profile)
     if profile is not None:
         pstats.Stats(profile).sort_stats("tottime").print_stats(45)
     if given.record:
