@@ -146,7 +146,7 @@ class Placed(Struct, frozen=True, array_like=True, tag=2):
 
 RUN_LATE, RUN_NAMES_TERMINAL, RUN_COUNTS = 1, 2, 4
 RUN_MODES: tuple[Mode, ...] = ("live", "test", "backfill")
-RUN_TEST = 1
+RUN_TEST, RUN_BACKFILL = 1, 2  # places in RUN_MODES
 RUN_FLOATS_AT = 11  # words
 _ROW = struct.Struct("<6qii5HBB4x16s")
 assert _ROW.size == 8 * RUN_FLOATS_AT

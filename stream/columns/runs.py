@@ -328,7 +328,7 @@ class Columns(NamedTuple):
 
     `names` int32 (n, 6): start and end in `texts` of tenant, payment id and account; `terminals` (n, 2): of the
     terminal's key, or of the account's where none is named. `own`: float32 (n, PAYMENT_FEATURES); `features`: the
-    account's; `ratios`: one of them.
+    account's; `ratios`: one of them. `pids`: uint64 (n, 2).
     """
 
     size: int
@@ -352,7 +352,7 @@ class Columns(NamedTuple):
     ratios: NDArray[np.float32]
     names: NDArray[np.int32]
     terminals: NDArray[np.int32]
-    pids: list[bytes]
+    pids: NDArray[np.uint64]
     texts: bytes
     blob: NDArray[np.uint8]
 
@@ -386,7 +386,6 @@ def columns_of(runs: Sequence[PlacedRun], ratio_at: int) -> Columns:
     )
     if used != len(texts):
         raise InternalError("texts of a run are not as long as its rows say, or its names are not plain")
-    pids = rows[:, 9:11].tobytes()
     flags = marks.view(np.bool_)
     return Columns(
         n,
@@ -410,7 +409,7 @@ def columns_of(runs: Sequence[PlacedRun], ratio_at: int) -> Columns:
         places[2],
         spans[:, :6],
         spans[:, 6:],
-        [pids[at : at + 16] for at in range(0, 16 * n, 16)],
+        np.ascontiguousarray(rows[:, 9:11]).view(np.uint64),
         texts,
         blob,
     )

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from stream.columns.combinations import UNKNOWN, Combinations
+from stream.columns.hashes import digests
 from stream.columns.runs import (
     AMOUNT,
     AT_MS,
@@ -100,6 +101,10 @@ class _Entry(NamedTuple):
 
 
 _ENTRY = struct.Struct("<16sqqH?")
+_ENTRY_ROW = np.dtype(
+    [("fingerprint", "V16"), ("event_ms", "<i8"), ("at_ms", "<i8"), ("partition", "<u2"), ("test", "?")]
+)
+assert _ENTRY_ROW.itemsize == _ENTRY.size
 _labels = msgspec.msgpack.Decoder(list[Label])
 _orphans = msgspec.msgpack.Decoder(list[tuple[int, int, bytes]])  # source, observed_at in ms UTC, JSON as it came
 
@@ -139,10 +144,11 @@ class _First(Struct, frozen=True, gc=False):
 
 class _Identified(NamedTuple):
     """The plain payments `start` to `end` of a run. `hashes` uint64 (2, n): `other64` of their accounts and terminals,
-    of a payment without a terminal its account's."""
+    of a payment without a terminal its account's; `digests` uint64 (n, 2): their `pids`."""
 
     start: int
     end: int
+    digests: NDArray[np.uint64]
     pids: list[bytes]
     account_keys: list[bytes]
     hashes: NDArray[np.uint64]
@@ -153,7 +159,12 @@ class _Identified(NamedTuple):
             return self
         hashes = np.ascontiguousarray(self.hashes[:, first:end])
         return _Identified(
-            self.start + first, self.start + end, self.pids[first:end], self.account_keys[first:end], hashes
+            self.start + first,
+            self.start + end,
+            self.digests[first:end],
+            self.pids[first:end],
+            self.account_keys[first:end],
+            hashes,
         )
 
 
@@ -249,12 +260,14 @@ class _Payments:
         return raw.value
 
     def identified(self, start: int, end: int) -> _Identified:
-        blob = self.scanned.blob
-        keys_at = self.scanned.spans[start:end, ACCOUNT_AT:NAMES_AT].tolist()
+        blob, spans = self.scanned.blob, self.scanned.spans[start:end]
+        keys_at = spans[:, ACCOUNT_AT:NAMES_AT].tolist()
+        hashed = digests(self.scanned.texts, spans[:, ACCOUNT_AT] + np.int32(1), spans[:, ACCOUNT_AT + 2])
         return _Identified(
             start,
             end,
-            keys.text_hashes([blob[a + 1 : c] for a, _, c, _, _ in keys_at]),
+            hashed,
+            keys.pids_of(hashed),
             [blob[a:b] for a, b, _, _, _ in keys_at],
             np.array(
                 [
@@ -432,11 +445,11 @@ class AccountStage:
             base_amounts,
             late,
             found.hashes,
-            np.frombuffer(bytearray().join(found.pids), np.uint64),
+            found.digests.reshape(-1),
             self._terminal_partitions,
             g.label_clock_ms,
         )
-        self._write_down(plain, found, epochs, placing.longs[TARGET].tolist())
+        self._write_down(plain, found, epochs, placing.longs[TARGET])
         g.ledger_from_epoch = min(epochs) if g.ledger_from_epoch < 0 else min(g.ledger_from_epoch, *epochs)
         g.ledger_to_epoch = max(g.ledger_to_epoch, *epochs)
         longs, ints = placing.longs, placing.ints
@@ -477,27 +490,20 @@ class AccountStage:
                 self._watermarks[sender] = int(highest)
         return late
 
-    def _write_down(self, plain: "_Payments", found: "_Identified", epochs: Sequence[int], targets: list[int]) -> None:
+    def _write_down(
+        self, plain: "_Payments", found: "_Identified", epochs: Sequence[int], targets: NDArray[np.int64]
+    ) -> None:
         """Their entries in the ledger. `targets`: partitions of the terminal journal."""
         scanned, rows = plain.scanned, slice(found.start, found.end)
-        blob = scanned.blob
-        prints = keys.fingerprints([blob[a:b] for a, b in scanned.print_at[rows].tolist()])
+        entries = np.empty(len(found.pids), _ENTRY_ROW)
+        prints = digests(scanned.texts, *scanned.print_at[rows].T)
+        entries["fingerprint"] = prints.view(entries.dtype["fingerprint"])[:, 0]
+        entries["event_ms"], entries["at_ms"] = scanned.event_ms[rows], plain.marks[AT_MS, rows]
+        entries["partition"], entries["test"] = targets, scanned.test[rows]
         prefixes = {epoch: keys.epoch_key(keys.TABLE_LEDGER, epoch) for epoch in set(epochs)}
-        pack = _ENTRY.pack
-        entries = {
-            prefixes[epoch] + pid: pack(print_, event_ms, at_ms, partition, is_test)
-            for epoch, pid, print_, event_ms, at_ms, partition, is_test in zip(
-                epochs,
-                found.pids,
-                prints,
-                scanned.event_ms[rows].tolist(),
-                plain.marks[AT_MS, rows].tolist(),
-                targets,
-                scanned.test[rows].tolist(),
-                strict=True,
-            )
-        }
-        self._state.put_all(keys.TABLE_LEDGER, entries)
+        ledger_keys = [prefixes[epoch] + pid for epoch, pid in zip(epochs, found.pids, strict=True)]
+        values = keys.pieces(entries.tobytes(), _ENTRY.size)
+        self._state.put_all(keys.TABLE_LEDGER, dict(zip(ledger_keys, values, strict=True)))
 
     # ---- payments one by one ----
 

@@ -54,7 +54,7 @@ _encode = msgspec.json.Encoder().encode
 
 class Decided(NamedTuple):
     """A run of payments, decided: arrays of one length. `seen`: the model's float32 features; `rows`: of each, as
-    bytes."""
+    bytes. `probabilities`: float64, NaN without a model."""
 
     rows: list[bytes]
     full: NDArray[np.float32]
@@ -65,6 +65,7 @@ class Decided(NamedTuple):
     verdict: list[int]
     mode: str
     seen: NDArray[np.float32]
+    probabilities: NDArray[np.float64]
 
     @property
     def declines(self) -> list[bool]:
@@ -85,9 +86,9 @@ class Answers(NamedTuple):
 class Origins(NamedTuple):
     """Of a run in columns: each payment's partition of `payments`, the offset of its block, and its `n`."""
 
-    partitions: Sequence[int]
-    offsets: Sequence[int]
-    numbers: Sequence[int]
+    partitions: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    numbers: NDArray[np.int64]
 
 
 _HEAD = b'{"outcome":"%b","verdict":"%b","origin":{"topic":"payments","partition":%d,"offset":'
@@ -221,6 +222,7 @@ class Decider:
             codes.tolist(),
             self.policy.mode,
             seen,
+            probability,
         )
 
     def _contributions(self, decided: Decided, i: int) -> list[float] | None:
@@ -297,15 +299,16 @@ class Decider:
             for i, row in spoken
             if (codes := reason_codes(decided.hits[row], self.rules, contributions[i], MODEL_REASONS))
         }
-        partitions = sorted(set(origins.partitions))
+        senders = origins.partitions.tolist()
+        partitions = sorted(set(senders))
         heads = [head for partition in partitions for head in self._heads_of(partition)]
-        heads_at = [partitions.index(partition) * len(VERDICTS) for partition in origins.partitions]
+        heads_at = [partitions.index(partition) * len(VERDICTS) for partition in senders]
         answers = decision_texts(
             heads=heads,
             positions=columns.positions[rows],
             middle=self._middle,
-            step_offsets=np.array(origins.offsets, np.int64)[rows],
-            numbers=np.array(origins.numbers, np.int64)[rows],
+            step_offsets=origins.offsets[rows],
+            numbers=origins.numbers[rows],
             names=Names(columns.blob, columns.names[rows]),
             modes=columns.modes[rows],
             mode_texts=_MODE_TEXTS,

@@ -14,9 +14,11 @@ from typing import Any, Final, NamedTuple, cast
 import msgspec
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from stream.errors import InternalError
 from stream.features import PLAIN_ROWS
+from stream.stages.keys import pieces
 from topics.decision import Decision, Origin, Outcome, PolicyMode, Position, Versions
 from topics.journal import RUN_MODES, Repeat
 
@@ -68,27 +70,30 @@ encode_shared = msgspec.msgpack.Encoder().encode
 decode_shared = msgspec.msgpack.Decoder(Shared).decode
 
 
+Longs = Sequence[int] | NDArray[np.integer[Any]]
+
+
 class Said(NamedTuple):
     """What was said of some payments; columns of one length. `modes`: places in RUN_MODES; `partitions`, `positions`:
     of their records on `payments`; `step_offsets`, `numbers`: where they were decided; times in ms UTC, `respond_by` -1
     where absent; `probabilities`: None without a model. `reasons`: by row, where there are any."""
 
-    verdicts: Sequence[int]
-    modes: Sequence[int]
-    partitions: Sequence[int]
-    positions: Sequence[int]
-    step_offsets: Sequence[int]
-    numbers: Sequence[int]
-    event_ms: Sequence[int]
-    respond_by: Sequence[int]
-    probabilities: Sequence[float] | None
+    verdicts: Longs
+    modes: Longs
+    partitions: Longs
+    positions: Longs
+    step_offsets: Longs
+    numbers: Longs
+    event_ms: Longs
+    respond_by: Longs
+    probabilities: Sequence[float] | NDArray[np.float64] | None
     reasons: Mapping[int, bytes]
 
     def at(self, rows: Sequence[int]) -> "Said":
         """Of some of the payments. `reasons` are of these already."""
         *columns, probabilities, reasons = self
-        chosen: list[Any] = [[column[row] for row in rows] for column in columns]
-        return Said._make([*chosen, None if probabilities is None else [probabilities[row] for row in rows], reasons])
+        chosen: list[Any] = [np.asarray(column)[rows] for column in columns]
+        return Said._make([*chosen, None if probabilities is None else np.asarray(probabilities)[rows], reasons])
 
 
 def pack(said: Said, shared: bytes) -> list[bytes]:
@@ -100,7 +105,7 @@ def pack(said: Said, shared: bytes) -> list[bytes]:
 
 
 def _packed_few(said: Said, shared: bytes) -> list[bytes]:
-    probabilities = said.probabilities or [0.0] * len(said.verdicts)
+    probabilities = [0.0] * len(said.verdicts) if said.probabilities is None else said.probabilities
     probable = PROBABLE if said.probabilities is not None else 0
     columns = zip(*said[:8], probabilities, strict=True)
     return [
@@ -114,7 +119,7 @@ def _packed_few(said: Said, shared: bytes) -> list[bytes]:
 def _packed(said: Said, shared: bytes) -> list[bytes]:
     n = len(said.verdicts)
     rows: Any = np.empty(n, _ROW)
-    respond_by = np.array(said.respond_by, np.int64)
+    respond_by = np.asarray(said.respond_by, np.int64)
     rows["layout"] = LAYOUT
     rows["shared"] = np.void(shared)
     rows["flags"] = (respond_by >= 0) * RESPOND_BY + (PROBABLE if said.probabilities is not None else 0)
@@ -122,8 +127,7 @@ def _packed(said: Said, shared: bytes) -> list[bytes]:
     rows["verdict"], rows["mode"], rows["partition"] = said.verdicts, said.modes, said.partitions
     rows["position"], rows["step_offset"], rows["number"] = said.positions, said.step_offsets, said.numbers
     rows["event_ms"], rows["respond_by"] = said.event_ms, respond_by
-    blob, size = rows.tobytes(), _HEAD.size
-    return [blob[at : at + size] for at in range(0, size * n, size)]
+    return pieces(rows.tobytes(), _HEAD.size)
 
 
 def shared_of(value: bytes) -> bytes | None:

@@ -6,7 +6,7 @@ They are part of the contract between journals and state: changing one is a new 
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -32,6 +32,7 @@ TABLE_LATE_DUE = b"d"
 TABLE_UNSURE = b"u"
 TABLE_MARKER = b"M"
 ENTITY_STORE_KEY = b"e"
+_TIME_KEY = np.dtype([("table", "u1"), ("ms", ">u8"), ("pid", "V16")])
 
 
 @lru_cache(maxsize=CACHED_MAX // 4)
@@ -119,9 +120,18 @@ def payment_hash(tenant_id: str, account_id: str, payment_id: str, test: bool = 
     return blake2b(text.encode(), digest_size=PID_BYTES).digest()
 
 
-def text_hashes(texts: Sequence[bytes]) -> list[bytes]:
-    """`payment_hash` of each, of the text that it makes of its arguments."""
-    return [blake2b(text, digest_size=PID_BYTES).digest() for text in texts]
+def pids_of(digests: NDArray[np.uint64]) -> list[bytes]:
+    """Digests, uint64 (n, 2), as `payment_hash` gives them."""
+    return pieces(digests.tobytes(), PID_BYTES)
+
+
+def pieces(blob: bytes, size: int) -> list[bytes]:
+    """Rows of one size, that stand one after the other.
+
+    >>> pieces(b"abcd", 2)
+    [b'ab', b'cd']
+    """
+    return [blob[at : at + size] for at in range(0, len(blob), size)]
 
 
 def payment_hashes(payments: Sequence[Payment]) -> list[bytes]:
@@ -167,6 +177,14 @@ def time_key(table: bytes, at_ms: int, pid: bytes = b"") -> bytes:
 def time_keys(table: bytes, at_ms: Sequence[int], pids: Sequence[bytes]) -> list[bytes]:
     """`time_key` of each."""
     return [table + (ms if ms > 0 else 0).to_bytes(8, "big") + pid for ms, pid in zip(at_ms, pids, strict=True)]
+
+
+def time_keys_of(table: bytes, at_ms: NDArray[np.int64], pids: NDArray[np.uint64]) -> list[bytes]:
+    """`time_key` of each. `pids`: uint64 (n, 2), as `pids_of` takes them."""
+    rows: Any = np.empty(len(at_ms), _TIME_KEY)
+    rows["table"], rows["ms"] = table[0], np.maximum(at_ms, 0)
+    rows["pid"] = pids.view(_TIME_KEY["pid"])[:, 0]
+    return pieces(rows.tobytes(), _TIME_KEY.itemsize)
 
 
 def epoch_key(table: bytes, epoch: int, pid: bytes = b"") -> bytes:

@@ -18,8 +18,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
-from stream.model.sampling import keep_legitimate
+from stream.features import PLAIN_ROWS
+from stream.model.sampling import keep_legitimate, kept_legitimate
 from stream.stages import keys
 from stream.stages.state import State
 from topics.journal import Judged
@@ -82,11 +84,16 @@ def pack_new(flags: Sequence[int], entities: Sequence[bytes], features: Sequence
 
 def teaching(rows: Sequence[tuple[bytes, bytes]]) -> list[int]:
     """Which of these (key, value) teach when their time comes: a label spoke, or the silence is in the sample."""
-    return [
-        i
-        for i, (key, value) in enumerate(rows)
-        if value[1] != TAUGHT_NOTHING or value[0] & NOTABLE or keep_legitimate(keys.pid64(key[9:]))
-    ]
+    if len(rows) < PLAIN_ROWS:
+        return [
+            i
+            for i, (key, value) in enumerate(rows)
+            if value[1] != TAUGHT_NOTHING or value[0] & NOTABLE or keep_legitimate(keys.pid64(key[9:]))
+        ]
+    heads = np.frombuffer(b"".join([value[:2] for _, value in rows]), np.uint8)
+    hashes = np.frombuffer(b"".join([key[9:17] for key, _ in rows]), "<u8")
+    known = (heads[1::2] != TAUGHT_NOTHING) | (heads[::2] & NOTABLE != 0)
+    return np.flatnonzero(known | kept_legitimate(hashes)).tolist()
 
 
 def unpack(value: bytes) -> Row:

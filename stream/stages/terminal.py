@@ -10,8 +10,9 @@
 Bounds: whole answers for `answer_ttl_ms` of broker time and a day; pending rows for `road_ms` on the labels' clock.
 """
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from stream.columns.pending_rows import pending_rows
 from stream.columns.runs import FEW, Columns, columns_of
 from stream.errors import InternalError
 from stream.features import ENTITY_FEATURES, ENTITY_INDEX, local_minutes
@@ -40,7 +42,9 @@ from topics.journal import (
     EXAMPLE_LABELLED,
     EXAMPLE_MATURED,
     EXAMPLE_UNLABELLED,
+    RUN_BACKFILL,
     RUN_MODES,
+    RUN_TEST,
     Became,
     Clock,
     Example,
@@ -185,17 +189,18 @@ class TerminalStage:
         features = self._observe(entities, at_terminal, rows)
         decided = self.decider.decide(payments, accounts, features, rows.amount, minutes)
         self._answer(run, placed, payers, decided, out)
-        self._remember(
-            run,
-            [origin_n(step, 0) for step in run],
+        modes: list[Mode] = [payment.mode for payment in payments]
+        self._await_truth(
             [payment.event_time for payment in payments],
-            [payment.mode for payment in payments],
+            modes,
             pids,
             [key if names else b"" for key, names in zip(entities, at_terminal, strict=True)],
-            rows.payment,
             decided,
-            out,
         )
+        for i in _unlabelled(rows.payment):
+            if modes[i] != "test":
+                self._show(run[i], origin_n(run[i], 0), pids[i], payments[i].event_time, decided.rows[i], out)
+        self._count([RUN_MODES.index(mode) for mode in modes], decided)
         self._passed(max([item.at_ms for item in placed]))
 
     def _decide_runs(self, blocks: Sequence[Step], out: Outbox) -> None:
@@ -205,7 +210,9 @@ class TerminalStage:
             self._decide(list(spread(blocks)), out)
             return
         columns = columns_of(runs, PAYER_RATIO_AT)
-        texts, n, pids = columns.texts, columns.size, columns.pids
+        texts, n = columns.texts, columns.size
+        counts = [run.count for run in runs]
+        firsts = [0, *accumulate(counts[:-1])]
         entities = [texts[a:b] for a, b in columns.terminals.tolist()]
         at_terminal = columns.names_terminal.tolist()
         rows = Observations(
@@ -223,37 +230,34 @@ class TerminalStage:
         )
         features = self._observe(entities, at_terminal, rows)
         decided = self.decider.judge(columns.features, features, columns.own)
-        steps = [step for step, run in zip(blocks, runs, strict=True) for _ in range(run.count)]
-        numbers = [step.place + i << 8 for step, run in zip(blocks, runs, strict=True) for i in range(run.count)]
-        modes = [RUN_MODES[code] for code in columns.modes.tolist()]
-        event_ms = columns.event_ms.tolist()
-        at_ms = columns.at_ms.tolist()
-        self._answer_runs(steps, numbers, runs, columns, modes, pids, at_ms, decided, out)
-        for i, names in enumerate(at_terminal):
-            if not names:
-                entities[i] = b""
-        self._remember(steps, numbers, event_ms, modes, pids, entities, rows.payment, decided, out)
-        self._passed(max(at_ms))
+        origins = Origins(
+            np.repeat(np.array([run.partition for run in runs]), counts),
+            np.repeat(np.array([step.offset for step in blocks]), counts),
+            np.repeat(np.array([step.place for step in blocks]) - np.array(firsts), counts) + np.arange(n) << 8,
+        )
+        self._answer_runs(blocks, runs, columns, origins, decided, out)
+        self._await_truth_of(columns, decided)
+        for i in _unlabelled(rows.payment):
+            step = blocks[bisect_right(firsts, i) - 1]
+            number, pid, event_ms = int(origins.numbers[i]), columns.pids[i].tobytes(), int(columns.event_ms[i])
+            if columns.modes[i] != RUN_TEST:
+                self._show(step, number, pid, event_ms, decided.rows[i], out)
+        self._count(columns.modes.tolist(), decided)
+        self._passed(int(columns.at_ms.max()))
 
     def _answer_runs(
         self,
-        steps: Sequence[Step],
-        numbers: Sequence[int],
+        blocks: Sequence[Step],
         runs: Sequence[PlacedRun],
         columns: Columns,
-        modes: Sequence[Mode],
-        pids: Sequence[bytes],
-        at_ms: list[int],
+        origins: Origins,
         decided: Decided,
         out: Outbox,
     ) -> None:
-        at = [i for i, mode in enumerate(modes) if mode != "backfill"]
-        if not at:
+        at = np.flatnonzero(columns.modes != RUN_BACKFILL)
+        if not len(at):
             return
-        origins = Origins(
-            [run.partition for run in runs for _ in range(run.count)], [step.offset for step in steps], numbers
-        )
-        answers, details, reasons = self.decider.texts(columns, origins, decided, at, details=self._details)
+        answers, details, reasons = self.decider.texts(columns, origins, decided, at.tolist(), details=self._details)
         positions, ends = columns.positions.tolist(), accumulate([run.count for run in runs])
         headers = [
             header
@@ -261,47 +265,31 @@ class TerminalStage:
             for header in first_headers(run, positions[end - run.count : end])
         ]
         said = Said(
-            decided.verdict,
-            columns.modes.tolist(),
+            np.array(decided.verdict),
+            columns.modes,
             origins.partitions,
-            positions,
+            columns.positions,
             origins.offsets,
-            numbers,
-            columns.event_ms.tolist(),
-            columns.respond_by.tolist(),
-            finite(decided.probability, range(columns.size)),
+            origins.numbers,
+            columns.event_ms,
+            columns.respond_by,
+            None if self.decider.model is None else decided.probabilities,
             reasons,
         )
+        steps = [step for step, run in zip(blocks, runs, strict=True) for _ in range(run.count)]
         partitions = (columns.payers % np.uint64(self._decision_partitions)).tolist()
         texts = columns.texts
         accounts = [texts[a:b] for a, b in columns.names[:, 4:].tolist()]
+        at_ms, pids = columns.at_ms, columns.pids
         if len(at) < columns.size:
-            steps, headers = [steps[i] for i in at], [headers[i] for i in at]
-            partitions, accounts = [partitions[i] for i in at], [accounts[i] for i in at]
-            at_ms, pids, said = [at_ms[i] for i in at], [pids[i] for i in at], said.at(at)
-        self._keep_answers(at_ms, pids, said)
+            rows = at.tolist()
+            steps, headers = [steps[i] for i in rows], [headers[i] for i in rows]
+            partitions, accounts = [partitions[i] for i in rows], [accounts[i] for i in rows]
+            at_ms, pids, said = at_ms[at], pids[at], said.at(rows)
+        self._keep_answers(at_ms.tolist(), keys.time_keys_of(keys.TABLE_ANSWER, at_ms, pids), said)
         values = answers.values()
         described = None if details is None else details.values()
         self._answers.send_firsts(steps, partitions, accounts, values, headers, described, out)
-
-    def _remember(
-        self,
-        steps: Sequence[Step],
-        numbers: Sequence[int],
-        event_ms: Sequence[int],
-        modes: Sequence[Mode],
-        pids: Sequence[bytes],
-        entities: Sequence[bytes],
-        payments64: NDArray[np.uint64],
-        decided: Decided,
-        out: Outbox,
-    ) -> None:
-        """What was decided waits for its truth; one in a hundred is shown to the learner; all are counted."""
-        self._await_truth(event_ms, modes, pids, entities, decided)
-        for i in np.flatnonzero(payments64 % np.uint64(UNLABELLED_ONE_IN) == 0).tolist():
-            if modes[i] != "test":
-                self._show(steps[i], numbers[i], pids[i], event_ms[i], decided.rows[i], out)
-        self._count(modes, decided)
 
     def _passed(self, at_ms: int) -> None:
         """The broker's clock has come to `at_ms`, which is the latest of a run."""
@@ -309,12 +297,12 @@ class TerminalStage:
         g.latest_at_ms = max(g.latest_at_ms, at_ms)
         self._forget_answers()
 
-    def _count(self, modes: Sequence[Mode], decided: Decided) -> None:
-        """Payments that were decided, and their verdicts by mode."""
-        self.counts["decided"] += len(modes)
+    def _count(self, modes: Iterable[int], decided: Decided) -> None:
+        """Payments that were decided, and their verdicts by mode. `modes`: places in RUN_MODES."""
+        self.counts["decided"] += len(decided.verdict)
         for (mode, code), n in Counter(zip(modes, decided.verdict, strict=True)).items():
-            if mode != "backfill":
-                self.counts[VERDICTS[code] if mode == "live" else f"test:{VERDICTS[code]}"] += n
+            if mode != RUN_BACKFILL:
+                self.counts[VERDICTS[code] if mode != RUN_TEST else f"test:{VERDICTS[code]}"] += n
 
     def _observe(
         self, terminals: Sequence[bytes], at_terminal: Sequence[bool], rows: Observations
@@ -360,13 +348,12 @@ class TerminalStage:
                 finite(decided.probability, at),
                 answers.reasons,
             )
-            self._keep_answers(at_ms, [item.pid for item in placed], said)
+            self._keep_answers(at_ms, keys.time_keys(keys.TABLE_ANSWER, at_ms, [item.pid for item in placed]), said)
             self._answers.send_decided(run, placed, payers, answers.values, details, out)
 
-    def _keep_answers(self, at_ms: Sequence[int], pids: Sequence[bytes], said: Said) -> None:
-        """For repeats. `at_ms`: the broker's time of each payment."""
-        values = pack(said, self._shared())
-        kept = dict(zip(keys.time_keys(keys.TABLE_ANSWER, at_ms, pids), values, strict=True))
+    def _keep_answers(self, at_ms: list[int], row_keys: Sequence[bytes], said: Said) -> None:
+        """For repeats. `at_ms`: the broker's time of each payment, `row_keys`: under which its answer stands."""
+        kept = dict(zip(row_keys, pack(said, self._shared()), strict=True))
         keep_from = self._globals.answers_from_ms
         if min(at_ms) < keep_from:  # these are forgotten already, wherever a run is cut
             low = keys.time_key(keys.TABLE_ANSWER, keep_from)
@@ -412,7 +399,21 @@ class TerminalStage:
         ]
         row_keys = keys.time_keys(keys.TABLE_PENDING, event_ms, pids)
         packed = pending.pack_new(flags, entities, decided.rows)
-        rows = {key: row for key, row, mode in zip(row_keys, packed, modes, strict=True) if mode != "test"}
+        self._wait({key: row for key, row, mode in zip(row_keys, packed, modes, strict=True) if mode != "test"})
+
+    def _await_truth_of(self, columns: Columns, decided: Decided) -> None:
+        """`_await_truth`, of payments in columns."""
+        flags = (decided.probabilities >= NOTABLE_PROBABILITY) * np.uint8(pending.NOTABLE)
+        flags[np.array(decided.declines) & (columns.modes != RUN_BACKFILL)] |= pending.ANSWERED_DECLINE
+        row_keys = keys.time_keys_of(keys.TABLE_PENDING, columns.event_ms, columns.pids)
+        packed = pending_rows(flags, columns.blob, columns.terminals, columns.names_terminal, decided.seen)
+        rows = dict(zip(row_keys, packed, strict=True))
+        for i in np.flatnonzero(columns.modes == RUN_TEST).tolist():
+            del rows[row_keys[i]]
+        self._wait(rows)
+
+    def _wait(self, rows: dict[bytes, bytes]) -> None:
+        """Pending rows, from here on. Those behind the cursor have missed their time, and are noted for it."""
         self._state.put_all(keys.TABLE_PENDING, rows)
         cursor = self._globals.cursor
         if rows and min(rows) < cursor:
@@ -678,6 +679,11 @@ class TerminalStage:
             source,
         )
         out.journal(step, EXAMPLES, 0, example)
+
+
+def _unlabelled(payments64: NDArray[np.uint64]) -> list[int]:
+    """Which are the one in a hundred that the learner is shown without a label."""
+    return np.flatnonzero(payments64 % np.uint64(UNLABELLED_ONE_IN) == 0).tolist()
 
 
 def _event_ms(key: bytes) -> int:

@@ -35,7 +35,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
@@ -398,23 +399,28 @@ def _close(db: Rdict) -> None:
 
 def _pairs(db: Rdict, low: bytes, high: bytes, limit: int) -> list[tuple[bytes, bytes]]:
     """The first `limit` pairs with low <= key < high."""
-    found: list[tuple[bytes, bytes]] = []
     if low >= high or limit <= 0:
-        return found
+        return []
     bounded = ReadOptions()
     bounded.set_iterate_upper_bound(high)
+    # Half of what an iterator takes, of which key, value and next are asked. It has no name: in the traceback of an
+    # exception it would keep the database open after `close`.
+    found = list(islice(cast("Iterator[tuple[bytes, bytes]]", db.items(from_key=low, read_opt=bounded)), limit))
+    if len(found) < limit:
+        _check_end(db, bounded, found[-1][0] if found else low)
+    return found
+
+
+def _check_end(db: Rdict, bounded: ReadOptions, last: bytes) -> None:
+    """An iterator that met a bad block ends as at its end, and only one with a status says which it was."""
     at = db.iter(bounded)
     try:
-        at.seek(low)
+        at.seek(last)
         while at.valid():
-            found.append((cast("bytes", at.key()), cast("bytes", at.value())))
-            if len(found) == limit:
-                return found
             at.next()
-        at.status()  # an iterator that met a bad block is "not valid", as it is at its end: ask which it was
+        at.status()
     finally:
-        del at  # an iterator in the traceback of an exception would keep the database open after `close`
-    return found
+        del at
 
 
 # --- the ring of batch numbers ----------------------------------------------------------------------------------

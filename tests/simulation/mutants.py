@@ -77,7 +77,10 @@ MUTANTS = (
             (
                 TERMINAL,
                 "        self._state.put_all(keys.TABLE_PENDING, rows)\n",
-                "        self._state.put_all(keys.TABLE_PENDING, rows)\n        self._newest = decided.rows[-1]\n",
+                (
+                    "        self._state.put_all(keys.TABLE_PENDING, rows)\n"
+                    "        for row in rows.values():\n            self._newest = pending.unpack(row).features\n"
+                ),
             ),
             (
                 TERMINAL,
@@ -92,7 +95,10 @@ MUTANTS = (
             (
                 TERMINAL,
                 "        self._state.put_all(keys.TABLE_PENDING, rows)\n",
-                "        self._state.put_all(keys.TABLE_PENDING, rows)\n        self._newest = decided.rows[-1]\n",
+                (
+                    "        self._state.put_all(keys.TABLE_PENDING, rows)\n"
+                    "        for row in rows.values():\n            self._newest = pending.unpack(row).features\n"
+                ),
             ),
             (
                 TERMINAL,
@@ -228,7 +234,7 @@ MUTANTS = (
     ),
     Mutant(
         "the answers to a run share one place",
-        ((TERMINAL, "numbers = [step.place + i << 8 for", "numbers = [step.place << 8 for"),),
+        ((TERMINAL, "counts) + np.arange(n) << 8,", "counts) << 8,"),),
     ),
     Mutant(
         "the last item accepted again",

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from stage_bench import DAY_MS, NOW_MS, Bench, limits
 from test_markers import marker as activated
@@ -19,6 +20,7 @@ PROVISIONAL_SILENCE = percent_known(0, 0) / 100  # no label has come in these te
 @pytest.fixture(autouse=True)
 def none_is_kept_by_its_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stream.stages.pending.keep_legitimate", lambda _hash: 0.0)
+    monkeypatch.setattr("stream.stages.pending.kept_legitimate", lambda hashes: np.zeros(len(hashes), np.bool_))
 
 
 def _logit(probability: float) -> float:

@@ -4,6 +4,7 @@ from base64 import b64decode
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from stage_bench import DAY_MS, NOW_MS, SENDER, Bench, Collected, causes, control, limits
 
@@ -43,6 +44,7 @@ DECLINE_ALL = RuleSet(
 def everything_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """No sampling: every silent payment teaches, with weight 10."""
     monkeypatch.setattr("stream.stages.pending.keep_legitimate", lambda _hash: 10.0)
+    monkeypatch.setattr("stream.stages.pending.kept_legitimate", lambda hashes: np.ones(len(hashes), np.bool_))
 
 
 def pid(number: int) -> bytes:
