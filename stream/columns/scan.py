@@ -173,13 +173,17 @@ class Scanned(NamedTuple):
         return self.spans[:, NAMES_AT:]
 
 
-def scan_payments(values: Sequence[bytes], limits: Limits) -> Scanned:
-    """What is plain among `values` (one JSON text each), as columns in their order; at most COUNT_MAX of them."""
+def scan_payments(values: Sequence[bytes], limits: Limits, *, whole: bool = True) -> Scanned:
+    """What is plain among `values` (one JSON text each), as columns in their order; at most COUNT_MAX of them.
+
+    `whole`: False for who only asks which are plain, and whose: canonical bytes, fingerprint's source and codes are
+    left empty.
+    """
     lengths = np.fromiter(map(len, values), np.int64, len(values))
-    return scan_joined(bytearray(b"\0").join((*values, b"")), lengths, limits)
+    return scan_joined(bytearray(b"\0").join((*values, b"")), lengths, limits, whole=whole)
 
 
-def scan_joined(raw: bytearray, lengths: NDArray[np.int64], limits: Limits) -> Scanned:
+def scan_joined(raw: bytearray, lengths: NDArray[np.int64], limits: Limits, *, whole: bool = True) -> Scanned:
     """`scan_payments`, of values one after the other, a NUL behind each; `lengths`: without it."""
     count = len(lengths)
     if count:
@@ -202,7 +206,7 @@ def scan_joined(raw: bytearray, lengths: NDArray[np.int64], limits: Limits) -> S
             np.empty((BLOCK_ROWS, len(FIELDS), FOUND), np.int64), ints, floats, floats.view(np.uint8), out, flags,
             spans,
         )  # fmt: skip
-        used = scan(*(map(_bare, arrays) if _DISABLE_JIT else arrays))
+        used = scan(whole, *(map(_bare, arrays) if _DISABLE_JIT else arrays))
     assert used <= len(out), "see _room"
     if len(raw) > limits.payload_bytes_max:
         flags[PLAIN] &= lengths <= limits.payload_bytes_max
@@ -666,15 +670,16 @@ def write_keys(
 
 @kernel
 def scan(
-    raw: Any, lengths: Any, fields: Any, texts: Any, slots: Any, given: Any, found: Any, ints: Any, floats: Any,
-    float_bytes: Any, out: Any, flags: Any, spans: Any,
+    whole: bool, raw: Any, lengths: Any, fields: Any, texts: Any, slots: Any, given: Any, found: Any, ints: Any,
+    floats: Any, float_bytes: Any, out: Any, flags: Any, spans: Any,
 ) -> int:  # fmt: skip
     """Fills the columns of the records; how many bytes of `out` are used."""
     used = at = 0
     for first in range(0, lengths.shape[0], given.shape[0]):
         at = read(raw, at, first, lengths, fields, texts, slots, given, found, ints, floats)
         block = given[: lengths.shape[0] - first]  # the last one is shorter
-        used = write_maps(raw, first, fields, texts, block, found, ints, float_bytes, out, used, spans)
+        if whole:
+            used = write_maps(raw, first, fields, texts, block, found, ints, float_bytes, out, used, spans)
         used = write_keys(raw, first, fields, texts, block, found, out, used, flags, spans)
     return used
 

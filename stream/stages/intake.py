@@ -77,7 +77,7 @@ class Intake:
         values = [record.value or b"" for record in records]
         if max(map(len, values)) > RAW_BYTES_MAX:
             values = [value if len(value) <= RAW_BYTES_MAX else b"" for value in values]
-        scanned = scan_payments(values, LIMITS_DEFAULT)
+        scanned = scan_payments(values, LIMITS_DEFAULT, whole=False)
         for plain, start, end in long_pieces(scanned.plain.tolist(), FEW):
             if plain:
                 self._run(steps[start:end], records[start:end], values[start:end], scanned, start, out)

@@ -334,6 +334,18 @@ def test_what_is_plain_is_what_the_codec_says_in_any_batch(values: list[bytes]) 
     for row, raw in enumerate(values):
         alone = scan_payments([raw], LIMITS)
         assert agree(together, row, raw) == agree(alone, 0, raw)
+    assert_whose(together, scan_payments(values, LIMITS, whole=False))
+
+
+def assert_whose(whole: Scanned, less: Scanned) -> None:
+    """Both say the same of which are plain, and whose they are."""
+    assert less.plain.tolist() == whole.plain.tolist()
+    for row in np.flatnonzero(whole.plain).tolist():
+        for of in ("account_at", "terminal_at", "names_at"):
+            in_less, in_whole = getattr(less, of)[row].tolist(), getattr(whole, of)[row].tolist()
+            for first in range(0, len(in_less) // 2 * 2, 2):
+                text = less.blob[in_less[first] : in_less[first + 1]]
+                assert text == whole.blob[in_whole[first] : in_whole[first + 1]]
 
 
 @settings(max_examples=200, deadline=None)
