@@ -28,6 +28,7 @@ class Settings(BaseSettings):
     snapshot_url: str | None = Field(None, description="where snapshots go (fsspec URL); none: no snapshots")
     snapshot_every_s: float = 180.0
     checkpoint_every_s: float = 1.0
+    checkpoint_light_s: float = Field(5.0, description="the same, while fewer than a thousand keys have changed")
     checkpoint_changes_max: int = 60_000
     tick_every_s: float = Field(60.0, description="how often the learner may publish")
     accounts_in_memory: int = Field(200_000, description="per account partition")

@@ -21,7 +21,7 @@ QUEUE_MESSAGES_MAX = 200_000
 QUEUE_KBYTES_MAX = 131_072
 FULL_WAIT_S = 0.01
 POLL_EVERY_S = 0.02  # acknowledgements are for checkpoints; to ask at each small step is dear
-PATIENT_LINGER_MS = 100.0
+PATIENT_LINGER_MS = 250.0
 PATIENT = frozenset({DETAILS, EXAMPLES})
 """Topics that nobody waits for. Small records for them gather, so that a broker is asked a tenth as often: at 1,000
 payments/s on two cores that is what the latency of decisions hangs on."""
