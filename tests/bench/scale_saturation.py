@@ -8,30 +8,53 @@ from typing import Any
 
 from latency import latency
 from ours import PRODUCTION
-from scale_run import bench
-from scale_soak import SATURATION_PAYMENTS, saturation
+from scale_load import Stream
+from scale_run import Bench, bench, running
 from scale_verdict import Row, say, verdict
 
 SHARE = 0.7
 P99_MS = 250.0
 PARTITIONS = 1  # as in the run at 1,000 payments/s
+PAYMENTS = 60_000
+SEARCH_S = 20.0
+LATENCY_S = 60.0
+
+
+def of_backlog(place: Bench, payments: int) -> float:
+    """Payments a second of one worker with a backlog."""
+    with running(place, Stream(seed=70, accounts=50_000, ms_between=60_000.0)) as found:
+        found.feeder.send(payments // 5)
+        found.await_answers(600.0)
+        return found.measure(payments, timeout_s=900.0).per_second
+
+
+def beside_load(place: Bench, rate: float, seconds: float) -> float:
+    """Payments a second that are answered when `rate` are sent meanwhile, on the same cores."""
+    return _latency(place, rate, seconds)["answered_per_s"]
+
+
+def _latency(place: Bench, rate: float, seconds: float) -> dict[str, Any]:
+    return latency(
+        place.bootstrap,
+        place.directory,
+        rate=rate,
+        seconds=seconds,
+        tick_s=min(PRODUCTION.tick_every_s, LATENCY_S / 2),
+        snapshot_s=min(PRODUCTION.snapshot_every_s, LATENCY_S / 2),
+        partitions=PARTITIONS,
+    )
 
 
 def at_saturation(*, short: bool) -> dict[str, Any]:
-    payments, seconds = (4_000, 4.0) if short else (SATURATION_PAYMENTS, 60.0)
-    ticks = {
-        "tick_s": min(PRODUCTION.tick_every_s, seconds / 2),
-        "snapshot_s": min(PRODUCTION.snapshot_every_s, seconds / 2),
-        "partitions": PARTITIONS,
-    }
+    payments, seconds = (4_000, 4.0) if short else (PAYMENTS, LATENCY_S)
     with bench() as place:
-        backlog = saturation(place, payments)
-        most = latency(place.bootstrap, place.directory, rate=backlog, seconds=seconds / 3, **ticks)["answered_per_s"]
+        backlog = of_backlog(place, payments)
+        most = beside_load(place, backlog, seconds / LATENCY_S * SEARCH_S)
         rate = most * SHARE
         say(
             f"{most:,.0f}/s beside the load ({backlog:,.0f}/s of a backlog): latency at {rate:,.0f}/s for {seconds:g} s"
         )
-        times = latency(place.bootstrap, place.directory, rate=rate, seconds=seconds, **ticks)
+        times = _latency(place, rate, seconds)
     p99 = float("inf") if times["p99"] is None else times["p99"]
     rows = [Row(f"latency at {SHARE:.0%} of saturation ({rate:,.0f}/s): p99", p99, P99_MS, "ms")]
     return verdict(rows, saturation_per_s=round(most), backlog_per_s=round(backlog), latency_ms=times)

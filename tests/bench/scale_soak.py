@@ -1,5 +1,7 @@
 """`soak`: half of saturation for half an hour: resident memory, open files and lag, a look a second.
 
+Saturation is what the worker answers beside the load, as in `scale_saturation`.
+
 Event time runs ahead of the clock, by `DAYS_PER_MINUTE` or more, so that the longest history (90 days) has been filled
 when the warm-up ends and what leaves it makes room for what comes: else a state that is still filling would look like
 a leak. Lag is what has been sent and not answered.
@@ -22,14 +24,14 @@ from confluent_kafka.admin import (  # its stub hides all but the first
 from load import DAY_MS
 from ours import Deployment
 from scale_load import Stream
-from scale_run import Bench, Running, bench, running
+from scale_run import Running, bench, running
+from scale_saturation import PAYMENTS, SEARCH_S, beside_load, of_backlog
 from scale_series import WARM_SHARE, Look, judge
 from scale_verdict import say
 
 DAYS_PER_MINUTE = 20.0  # at least
 FILLED_DAYS = 100.0  # after so many, what comes into the windows is no more than what leaves them
 LOOK_S = 1.0
-SATURATION_PAYMENTS = 60_000
 SHORT_HISTORY = {"retention.bytes": str(256 << 20), "segment.bytes": str(64 << 20)}
 
 
@@ -46,14 +48,6 @@ def open_files(pid: int) -> tuple[int, int]:
         else:
             files += 1
     return files, tables
-
-
-def saturation(place: Bench, payments: int) -> float:
-    """Payments a second of one worker with a backlog."""
-    with running(place, Stream(seed=70, accounts=50_000, ms_between=60_000.0)) as found:
-        found.feeder.send(payments // 5)
-        found.await_answers(600.0)
-        return found.measure(payments, timeout_s=900.0).per_second
 
 
 def keep_little(deployment: Deployment) -> None:
@@ -133,9 +127,9 @@ def soak(*, minutes: float, rate: float | None, series_to: Path | None, short: b
     with bench() as place:
         most = None
         if rate is None:
-            most = saturation(place, SATURATION_PAYMENTS)
+            most = beside_load(place, of_backlog(place, PAYMENTS), SEARCH_S)
             rate = most / 2
-            say(f"saturation {most:,.0f}/s: {rate:,.0f}/s for {minutes:g} minutes")
+            say(f"saturation {most:,.0f}/s beside the load: {rate:,.0f}/s for {minutes:g} minutes")
         days_per_minute = max(DAYS_PER_MINUTE, FILLED_DAYS / (minutes * WARM_SHARE))
         ms_between = days_per_minute * DAY_MS / (60.0 * rate)
         start_ms = int(time.time() * 1000) - int((minutes + 5) * days_per_minute * DAY_MS)
