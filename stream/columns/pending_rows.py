@@ -1,6 +1,5 @@
 """Pending rows of many payments in one call: `stream.stages.pending.pack_new`, to the byte."""
 
-from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -8,6 +7,7 @@ from numpy.typing import NDArray
 
 from stream.bits import kernel
 from stream.columns.scan import copy
+from stream.columns.text import Texts
 
 HEAD_BYTES: Final = 8
 LENGTH_MAX: Final = 2**16 - 1  # of an entity's key, and of the features
@@ -35,8 +35,7 @@ def pending_rows(
     np.cumsum(lengths + (HEAD_BYTES + size), out=bounds[1:])
     out = np.empty(int(bounds[-1]), np.uint8)
     _write(flags, texts, np.ascontiguousarray(entities), lengths, features.reshape(-1).view(np.uint8), size, out)
-    blob = out.tobytes()
-    return [blob[start:end] for start, end in pairwise(bounds.tolist())]
+    return Texts(out.tobytes(), bounds).values()
 
 
 @kernel

@@ -209,11 +209,9 @@ class Decider:
         else:
             probability, logit = self.model.score(seen)
         codes = verdicts(probability, hits, self.rules, self.policy, self._model_has_say)
-        flat = seen.tobytes()
-        width = 4 * len(MODEL_NAMES)
         none: list[float | None] = [None] * n
         return Decided(
-            [flat[i * width : (i + 1) * width] for i in range(n)],
+            keys.pieces(seen.tobytes(), 4 * len(MODEL_NAMES)),
             full,
             none if self.model is None else probability.tolist(),
             none if self.model is None else logit.tolist(),

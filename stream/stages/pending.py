@@ -20,6 +20,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from stream.columns.pending_rows import HEAD_BYTES
 from stream.features import PLAIN_ROWS
 from stream.model.sampling import keep_legitimate, kept_legitimate
 from stream.stages import keys
@@ -28,6 +29,7 @@ from topics.journal import Judged
 from topics.limits import DAY_MS
 
 _HEAD = struct.Struct("<BBBBHH")
+assert _HEAD.size == HEAD_BYTES
 _label = msgspec.msgpack.Decoder(tuple[int, str | None])
 PROVISIONAL_MS = 7 * DAY_MS  # after so long silence begins to teach, if the maturity horizon is not shorter
 
