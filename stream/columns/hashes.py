@@ -22,8 +22,7 @@ IV: Final = np.array(
 )  # fmt: skip
 PARAMETERS: Final = np.uint64(0x01010000 | DIGEST_BYTES)  # fan-out and depth 1: one hash by itself
 
-# RFC 7693, 2.7: in which order a round takes the words of a block; the last two of its rounds begin anew.
-ROUNDS: Final = 12
+# RFC 7693, 2.7: in which order a round takes the words of a block; the last two rounds begin anew.
 SIGMA: Final = np.array(
     [
         [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
@@ -36,6 +35,8 @@ SIGMA: Final = np.array(
         [13, 11, 7, 14, 12, 1, 3, 9, 5, 0, 15, 4, 8, 6, 2, 10],
         [6, 15, 14, 9, 11, 3, 0, 8, 12, 2, 13, 7, 1, 4, 10, 5],
         [10, 2, 8, 4, 7, 6, 1, 5, 15, 11, 9, 14, 3, 12, 13, 0],
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
+        [14, 10, 4, 8, 9, 15, 13, 6, 1, 12, 0, 2, 11, 7, 5, 3],
     ],
     np.uint64,
 )  # fmt: skip
@@ -95,8 +96,8 @@ def _digests(
             v12 ^= np.uint64(done)
             if done == size:
                 v14 = ~v14
-            for turn in range(ROUNDS):
-                s = SIGMA[turn % SIGMA.shape[0]]
+            for turn in range(12):
+                s = SIGMA[turn]
                 v0, v4, v8, v12 = _mix(v0, v4, v8, v12, m[s[0]], m[s[1]])
                 v1, v5, v9, v13 = _mix(v1, v5, v9, v13, m[s[2]], m[s[3]])
                 v2, v6, v10, v14 = _mix(v2, v6, v10, v14, m[s[4]], m[s[5]])
