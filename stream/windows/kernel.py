@@ -49,6 +49,7 @@ HEADER: Final = 6  # words before the entries of a packed entity
 VERSION: Final = 1
 
 SIZE_MIN: Final = 1  # rings begin with 2 entries
+SIZE_SHRINKS: Final = 3  # rings of 8 and more are halved when they are filled to three eighths
 BEGAN, ENTRIES_NEXT, ENTRIES_SIZE, BLOCKS_NEXT, BLOCKS_SIZE, BLOCKS_FREE, STAMP, SEEN_MASK, TOUCHED, FREE = range(10)
 CONTROL: Final = FREE + 32
 BEGAN_NEVER: Final = -(2**62)
@@ -288,31 +289,37 @@ def place(
         head = (head + 1) & mask
         length -= 1
         position -= 1
-    if offset < 0 or length > mask:
-        if offset >= 0 and size == size_max:
-            if state[s + HOT] < 0:
-                hot = take_block(blocks, control)
-                if hot < 0:
-                    return False
-                state[s + HOT] = hot
-            if position == 0:
-                fold(state[s + HOT], blocks, blocks_f, time, amount, tag, 0)
-                state[s + HEAD] = head
-                state[s + LENGTH] = length
-                return True
-            at = offset + head
-            fold(
-                state[s + HOT], blocks, blocks_f, entries[at * ENTRY], entries[at * ENTRY + 1], entries[at * ENTRY + 3],
-                marks[at * MARK],
-            )  # fmt: skip
-            head = (head + 1) & mask
-            length -= 1
-            position -= 1
-        else:
-            grown = SIZE_MIN if offset < 0 else size + 1
-            taken = take_ring(grown, entries, control)
-            if taken < 0:
+    resized = size
+    if offset < 0:
+        resized = SIZE_MIN
+    elif length > mask and size < size_max:
+        resized = size + 1
+    elif length > mask:
+        if state[s + HOT] < 0:
+            hot = take_block(blocks, control)
+            if hot < 0:
                 return False
+            state[s + HOT] = hot
+        if position == 0:
+            fold(state[s + HOT], blocks, blocks_f, time, amount, tag, 0)
+            state[s + HEAD] = head
+            state[s + LENGTH] = length
+            return True
+        at = offset + head
+        fold(
+            state[s + HOT], blocks, blocks_f, entries[at * ENTRY], entries[at * ENTRY + 1], entries[at * ENTRY + 3],
+            marks[at * MARK],
+        )  # fmt: skip
+        head = (head + 1) & mask
+        length -= 1
+        position -= 1
+    elif size >= SIZE_SHRINKS and length <= 3 << size >> 3:
+        resized = size - 1  # else each ring would in time be as large as its entity's busiest months asked for
+    if resized != size:
+        taken = take_ring(resized, entries, control)
+        if taken < 0 and resized > size:
+            return False
+        if taken >= 0:
             for i in range(length):
                 a = offset + ((head + i) & mask)
                 b = taken + i
@@ -324,9 +331,9 @@ def place(
                 free_ring(offset, size, entries, control)
             offset = taken
             head = 0
-            mask = (1 << grown) - 1
+            mask = (1 << resized) - 1
             state[s + OFFSET] = offset
-            state[s + SIZE] = grown
+            state[s + SIZE] = resized
     for i in range(length, position, -1):
         b = offset + ((head + i) & mask)
         a = offset + ((head + i - 1) & mask)

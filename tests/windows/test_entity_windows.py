@@ -360,6 +360,46 @@ def test_rings_of_the_evicted_are_used_again():
     assert windows.memory_bytes == size
 
 
+def test_rings_of_those_who_went_quiet_are_used_again():
+    windows = EntityWindows()
+    groups, busy = 30, 200
+    sizes: list[int] = []
+    now = START_MS
+    for turn in range(groups):
+        keys = [b"%d" % entity for entity in range(10 * groups)]  # everybody pays now and then
+        keys += [b"%d" % (10 * turn + i) for _ in range(busy) for i in range(10)]  # and in each season other ten, a lot
+        rows = [Row(0, now + i * HOUR // 10) for i in range(len(keys))]
+        now = rows[-1].time + 100 * DAY
+        slots = windows.slots(keys, lambda ks: [None] * len(ks))
+        windows.observe(slots, columns(rows, payers=False), maturity_ms=MATURITY_MS)
+        sizes.append(windows.memory_bytes)
+    assert sizes[-1] == sizes[4] < 30 * 10 * 256 * 48
+
+
+def bursts() -> list[Step]:
+    """One entity that fills a large ring, goes quiet until it is halved again and again, and comes back."""
+    steps: list[Step] = []
+    now = START_MS
+    for payments, quiet in ((100, 60 * DAY), (20, 35 * DAY), (3, 80 * DAY), (40, 50 * DAY), (9, 41 * DAY), (300, DAY)):
+        for _ in range(payments):
+            now += 7 * MINUTE
+            steps.append(
+                Row(entity=0, time=now, amount=1_000 + len(steps), other=len(steps) % 5, payment=len(steps) + 1)
+            )
+            if len(steps) % 11 == 0:
+                steps.append((0, len(steps), now, now + DAY))
+        now += quiet
+    return steps
+
+
+def test_a_ring_that_is_halved_changes_no_bit():
+    check_against_oracle(bursts(), entries_max=256)
+    whole, held, stored = replay(bursts(), entries_max=256)
+    again, held_again, stored_again = replay(bursts(), entries_max=256, batch=5, restart_every=3)
+    np.testing.assert_array_equal(whole.view(np.uint32), again.view(np.uint32))
+    assert (held, stored) == (held_again, stored_again)
+
+
 def test_read_only_strided_and_narrow_columns_are_copied_not_compiled():
     rows = columns([Row(0, START_MS + i, category=i) for i in range(6)], payers=False)
     odd = rows._replace(category=rows.category.astype(np.uint16), amount=np.repeat(rows.amount, 2)[::2])  # type: ignore[arg-type]
