@@ -102,12 +102,14 @@ def steps(found: dict[str, Any]) -> str:
     sizes = ", ".join(
         f"{name} {size:.0f}" for name, size in found["bytes_per_payment"].items() if not name.endswith(": written")
     )
+    background = ", ".join(f"{name} {us:.1f}" for name, us in found.get("background_us_per_payment", {}).items())
     return f"""## By step, without a broker
 
 {source(found)}
 The stages over RocksDB in one thread, rounds of {found["batch"]}; only this thread's CPU counts.
 
 {table(["step", "CPU µs a payment"], [*rows, ["**all**", f"**{found['total_cpu_us']:.1f}**"]])}
+RocksDB's own threads meanwhile, CPU µs a payment: {background or "not measured"}.
 Bytes a payment that go to the broker: {sizes}.
 """
 
